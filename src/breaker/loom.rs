@@ -1,0 +1,1 @@
+//! Models of every interleaving, run under `--cfg resile_loom`.

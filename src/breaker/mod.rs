@@ -1,0 +1,722 @@
+//! [`CircuitBreaker`]: stops calling a peer that keeps failing, and finds out gently when it is back.
+//!
+//! ```text
+//!              too many failures, or too many slow calls
+//!   Closed ───────────────────────────────────────────────▶ Open ◀──────────┐
+//!     ▲                                                       │ its period  │ too many probes failed,
+//!     │                                                       ▼ is over     │ or it took too long
+//!     └──────────────────────────────────────────────────  HalfOpen ────────┘
+//!                       enough probes went well
+//! ```
+//!
+//! ```
+//! use std::time::Duration;
+//! use resile::{CircuitBreaker, State};
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let breaker = CircuitBreaker::builder()
+//!     .failure_rate(0.5)
+//!     .over(Duration::from_secs(30))
+//!     .min_calls(4)
+//!     .open_for(Duration::from_secs(5))
+//!     .build()?;
+//!
+//! for _ in 0..4 {
+//!     breaker.acquire().await?.failure();
+//! }
+//! assert_eq!(breaker.state(), State::Open);
+//! assert!(breaker.acquire().await.unwrap_err().retry_after() <= Some(Duration::from_secs(5)));
+//!
+//! tokio::time::advance(Duration::from_secs(5)).await;
+//! assert_eq!(breaker.state(), State::HalfOpen, "by the clock, without a call");
+//! # Ok(()) }
+//! ```
+//!
+//! | setting | default | why |
+//! | --- | --- | --- |
+//! | [`failure_rate`](BreakerBuilder::failure_rate) | 0.5 | half of the calls failing is an outage, a tenth is a bad day |
+//! | [`over`](BreakerBuilder::over) | 30 s | long enough to hold the minimum, short enough to forget |
+//! | [`min_calls`](BreakerBuilder::min_calls) | 20 | a rate of fewer is noise |
+//! | [`slow_calls`](BreakerBuilder::slow_calls) | none | what is slow is for you to say |
+//! | [`consecutive_failures`](BreakerBuilder::consecutive_failures) | none | for peers with few calls |
+//! | [`open_for`](BreakerBuilder::open_for) | 5 s, doubling to 60 s | a restart takes seconds; an outage need not be asked often |
+//! | [`open_jitter`](BreakerBuilder::open_jitter) | 0.1 | so that a fleet does not probe at once |
+//! | [`probes`](BreakerBuilder::probes) | 3 | one lucky answer is no proof |
+//! | [`half_open_for`](BreakerBuilder::half_open_for) | 60 s | probes that don't come back are an answer too |
+//! | [`probe_lease`](BreakerBuilder::probe_lease) | 30 s | a probe that hangs must not keep the others out |
+//! | [`abandoned_after`](BreakerBuilder::abandoned_after) | the slow-call threshold, or 1 s | see below |
+//!
+//! # How it decides
+//!
+//! A verdict of [`Transient`](crate::Verdict::Transient) or [`Overloaded`](crate::Verdict::Overloaded) is a failure,
+//! [`Success`](crate::Verdict::Success) and [`Permanent`](crate::Verdict::Permanent) are successes,
+//! [`Ignored`](crate::Verdict::Ignored) is nothing. The rule is applied when a failure or a slow call is counted: with at
+//! least `min_calls` in the window, a share of failures (or of slow calls) at or above the rate opens the circuit. A
+//! quick success never does. Time windows are counted in 16 slices.
+//!
+//! Half-open admits `probes` calls and judges them by ratio, as soon as the rest can't change the verdict. Results of
+//! calls that were let in under an earlier state move nothing.
+//!
+//! # Cancellation
+//!
+//! A caller that gives up says little about the peer: a dropped call counts as nothing, and a dropped probe gives its
+//! place back. But if every caller gives up on a peer that hangs, somebody should notice: an operation that had already
+//! lasted `abandoned_after` when it was dropped counts as a failure.
+//!
+//! # Cost
+//!
+//! Closed, a call costs one load to enter, and to leave one load and one compare-and-swap on a word that its thread
+//! rarely shares. No lock is taken until something fails. Memory: 512 bytes per thread stripe (as many as cores, at most
+//! 16) for a time window, one byte per call for a count.
+
+mod state;
+mod tally;
+
+#[cfg(all(test, resile_loom))]
+mod loom;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::call::Call;
+use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
+use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
+use crate::guard::guarded;
+use crate::internal::rng::entropy;
+use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
+use crate::internal::time::{Moment, nanos};
+use crate::internal::window::Window;
+use state::{Admission, Machine, No, Settings, UNCOUNTED};
+use tally::{Counts, Ring, Sample, Tally};
+
+const DEFAULT_RATE: f64 = 0.5;
+const DEFAULT_OVER: Duration = Duration::from_secs(30);
+const DEFAULT_MIN_CALLS: u32 = 20;
+const DEFAULT_OPEN_FOR: Duration = Duration::from_secs(5);
+const DEFAULT_MAX_OPEN: Duration = Duration::from_secs(60);
+const DEFAULT_GROWTH: f64 = 2.0;
+const DEFAULT_JITTER: f64 = 0.1;
+const DEFAULT_PROBES: u32 = 3;
+const DEFAULT_HALF_OPEN_FOR: Duration = Duration::from_secs(60);
+const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+/// Well past a healthy answer, and what an impatient client waits.
+const ABANDONED_AFTER: Duration = Duration::from_secs(1);
+
+/// Stops calling a peer that keeps failing; see the [module](self).
+///
+/// A cheap handle: clones share the state.
+#[derive(Clone)]
+pub struct CircuitBreaker(Arc<Shared>);
+
+/// What a circuit breaker is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// Calls go through and are counted.
+    Closed,
+    /// Calls are refused until its period is over.
+    Open,
+    /// A few calls go through to find out whether the peer is back.
+    HalfOpen,
+    /// Calls are refused until somebody says otherwise.
+    ForcedOpen,
+    /// Calls go through uncounted until somebody says otherwise.
+    ForcedClosed,
+}
+
+/// What a closed circuit has counted in its window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BreakerCounts {
+    /// Calls that were judged.
+    pub calls: u64,
+    /// Those that failed.
+    pub failures: u64,
+    /// Those that were slow, failed or not.
+    pub slow: u64,
+    /// How many calls an observing breaker would have refused, since it was built.
+    pub would_refuse: u64,
+}
+
+type Listener = Box<dyn Fn(State, State) + Send + Sync>;
+
+struct Shared {
+    /// The state and its generation as one word, for the path that takes no lock. Written under the lock.
+    word: AtomicU64,
+    /// The failures in a row.
+    streak: AtomicU64,
+    tally: Tally,
+    rules: Rules,
+    would_refuse: AtomicU64,
+    machine: Mutex<Machine>,
+    changed: Notify,
+    listener: Option<Listener>,
+    name: Name,
+}
+
+#[derive(Debug)]
+struct Rules {
+    failure_rate: Option<f64>,
+    slow_rate: Option<f64>,
+    /// In nanoseconds; the largest number if nothing is slow.
+    slow_after: u64,
+    min_calls: u64,
+    consecutive: Option<u64>,
+    abandoned_after: u64,
+    observe_only: bool,
+}
+
+/// The low bits of the word.
+const CODE_BITS: u32 = 3;
+const CLOSED: u64 = 0;
+
+fn word(state: State, generation: u64) -> u64 {
+    let code = match state {
+        State::Closed => CLOSED,
+        State::Open => 1,
+        State::HalfOpen => 2,
+        State::ForcedOpen => 3,
+        State::ForcedClosed => 4,
+    };
+    generation << CODE_BITS | code
+}
+
+/// Settings of a [`CircuitBreaker`]; the [module](self) has the defaults.
+#[must_use = "a builder does nothing until it is built"]
+pub struct BreakerBuilder {
+    failure_rate: Option<f64>,
+    over: Over,
+    min_calls: Option<u32>,
+    slow: Option<(Duration, f64)>,
+    consecutive: Option<u32>,
+    probes: u32,
+    probe_failure_rate: Option<f64>,
+    open_for: Duration,
+    open_growth: f64,
+    max_open_for: Duration,
+    open_jitter: f64,
+    half_open_for: Duration,
+    probe_lease: Duration,
+    abandoned_after: Option<Duration>,
+    observe_only: bool,
+    listener: Option<Listener>,
+    seed: Option<u64>,
+    name: Name,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Over {
+    Time(Duration),
+    Calls(u32),
+}
+
+impl BreakerBuilder {
+    /// Opens when at least this share of the calls in the window failed, above 0 up to 1.
+    pub const fn failure_rate(mut self, rate: f64) -> Self {
+        self.failure_rate = Some(rate);
+        self
+    }
+
+    /// Counts over the last stretch of time, 1 ms to 1 h.
+    pub const fn over(mut self, time: Duration) -> Self {
+        self.over = Over::Time(time);
+        self
+    }
+
+    /// Counts over the last so many calls, 1 to 1,000,000, however old they are.
+    pub const fn over_calls(mut self, calls: u32) -> Self {
+        self.over = Over::Calls(calls);
+        self
+    }
+
+    /// Below so many calls in the window there is no rate, at least 1; not above the window of `over_calls`. Unless said
+    /// it is 20, or that window if it is shorter.
+    pub const fn min_calls(mut self, calls: u32) -> Self {
+        self.min_calls = Some(calls);
+        self
+    }
+
+    /// Opens when at least this share of the calls in the window lasted as long as this or longer, whatever came of
+    /// them.
+    pub const fn slow_calls(mut self, threshold: Duration, rate: f64) -> Self {
+        self.slow = Some((threshold, rate));
+        self
+    }
+
+    /// Opens after so many failures in a row, at least 1. Without a `failure_rate` of its own the breaker has no other
+    /// rule.
+    pub const fn consecutive_failures(mut self, failures: u32) -> Self {
+        self.consecutive = Some(failures);
+        self
+    }
+
+    /// How many calls a half-open circuit lets through to judge by, 1 to 1000.
+    pub const fn probes(mut self, probes: u32) -> Self {
+        self.probes = probes;
+        self
+    }
+
+    /// Opens again when at least this share of the probes failed, above 0 up to 1: the failure rate unless said, or
+    /// 0.5.
+    pub const fn probe_failure_rate(mut self, rate: f64) -> Self {
+        self.probe_failure_rate = Some(rate);
+        self
+    }
+
+    /// How long it stays open the first time, 1 ms to 24 h.
+    pub const fn open_for(mut self, period: Duration) -> Self {
+        self.open_for = period;
+        self
+    }
+
+    /// By how much the period grows each time it opens again without having closed, 1 to 100.
+    pub const fn open_growth(mut self, factor: f64) -> Self {
+        self.open_growth = factor;
+        self
+    }
+
+    /// The longest period, up to 24 h. A shorter one than `open_for` counts as that.
+    pub const fn max_open_for(mut self, period: Duration) -> Self {
+        self.max_open_for = period;
+        self
+    }
+
+    /// Up to this share of each period is taken off at random, 0 to 1.
+    pub const fn open_jitter(mut self, share: f64) -> Self {
+        self.open_jitter = share;
+        self
+    }
+
+    /// How long half-open may last from its first probe on before it counts as failed, 1 ms to 24 h.
+    pub const fn half_open_for(mut self, time: Duration) -> Self {
+        self.half_open_for = time;
+        self
+    }
+
+    /// After how long a probe without an answer loses its place, and its vote, 1 ms to 24 h.
+    pub const fn probe_lease(mut self, time: Duration) -> Self {
+        self.probe_lease = time;
+        self
+    }
+
+    /// An operation that had lasted so long when its caller gave up counts as a failure.
+    pub const fn abandoned_after(mut self, time: Duration) -> Self {
+        self.abandoned_after = Some(time);
+        self
+    }
+
+    /// Counts and changes state as usual, but refuses nothing: for trying settings out.
+    pub const fn observe_only(mut self) -> Self {
+        self.observe_only = true;
+        self
+    }
+
+    /// Called after each change of state with the old and the new one, once, by whoever caused it, with no lock held.
+    pub fn on_change(mut self, listener: impl Fn(State, State) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Box::new(listener));
+        self
+    }
+
+    /// Makes the open periods repeatable; random unless said.
+    pub const fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// The name that refusals carry: `breaker` unless said.
+    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = Name::from(name.into());
+        self
+    }
+
+    /// The breaker.
+    ///
+    /// # Errors
+    ///
+    /// Every setting outside of the range that its method names.
+    pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
+        self.check()?;
+        let rate = match (self.failure_rate, self.consecutive) {
+            (None, None) => Some(DEFAULT_RATE),
+            (rate, _) => rate,
+        };
+        let counts = rate.is_some() || self.slow.is_some();
+        let tally = match self.over {
+            _ if !counts => Tally::Nothing,
+            Over::Time(time) => Tally::Time(Window::new(time)),
+            Over::Calls(calls) => Tally::Calls(Ring::new(calls)),
+        };
+        let slow_after = self.slow.map_or(u64::MAX, |(threshold, _)| nanos(threshold));
+        let abandoned_after =
+            self.abandoned_after.or(self.slow.map(|(threshold, _)| threshold)).unwrap_or(ABANDONED_AFTER);
+        let probe_rate = self.probe_failure_rate.or(rate).unwrap_or(DEFAULT_RATE);
+        let machine = Machine::new(Settings {
+            probes: self.probes,
+            fatal_probes: ((f64::from(self.probes) * probe_rate).ceil() as u32).max(1),
+            open_for: nanos(self.open_for),
+            growth: self.open_growth,
+            max_open: nanos(self.max_open_for.max(self.open_for)),
+            jitter: self.open_jitter,
+            half_open_for: nanos(self.half_open_for),
+            lease: nanos(self.probe_lease),
+            seed: self.seed.unwrap_or_else(entropy),
+        });
+        Ok(CircuitBreaker(Arc::new(Shared {
+            word: AtomicU64::new(word(State::Closed, machine.generation())),
+            streak: AtomicU64::new(0),
+            tally,
+            rules: Rules {
+                failure_rate: rate,
+                slow_rate: self.slow.map(|(_, rate)| rate),
+                slow_after,
+                min_calls: self.minimum().into(),
+                consecutive: self.consecutive.map(u64::from),
+                abandoned_after: nanos(abandoned_after),
+                observe_only: self.observe_only,
+            },
+            would_refuse: AtomicU64::new(0),
+            machine: Mutex::new(machine),
+            changed: Notify::new(),
+            listener: self.listener,
+            name: self.name,
+        })))
+    }
+
+    fn minimum(&self) -> u32 {
+        self.min_calls.unwrap_or(match self.over {
+            Over::Time(_) => DEFAULT_MIN_CALLS,
+            Over::Calls(calls) => DEFAULT_MIN_CALLS.min(calls),
+        })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        const RATE: &str = "above 0 up to 1";
+        let mut faults = Faults::of("breaker");
+        let is_rate = |rate: f64| rate > 0.0 && rate <= 1.0;
+        for (field, rate) in [
+            ("failure_rate", self.failure_rate),
+            ("slow_calls rate", self.slow.map(|(_, rate)| rate)),
+            ("probe_failure_rate", self.probe_failure_rate),
+        ] {
+            if let Some(rate) = rate {
+                faults.check(is_rate(rate), field, &rate, RATE);
+            }
+        }
+        match self.over {
+            Over::Time(time) => {
+                let range = Duration::from_millis(1)..=Duration::from_secs(3600);
+                faults.check(range.contains(&time), "over", &time, "1ms to 1h");
+                faults.check(self.minimum() >= 1, "min_calls", &self.minimum(), "1 or more");
+            }
+            Over::Calls(calls) => {
+                faults.check((1..=1_000_000).contains(&calls), "over_calls", &calls, "1 to 1000000");
+                let fits = (1..=calls).contains(&self.minimum());
+                faults.check(fits, "min_calls", &self.minimum(), format!("1 to {calls}, the calls of the window"));
+            }
+        }
+        if let Some(failures) = self.consecutive {
+            faults.check(failures >= 1, "consecutive_failures", &failures, "1 or more");
+        }
+        faults.check((1..=1000).contains(&self.probes), "probes", &self.probes, "1 to 1000");
+        faults.check((1.0..=100.0).contains(&self.open_growth), "open_growth", &self.open_growth, "1 to 100");
+        faults.check((0.0..=1.0).contains(&self.open_jitter), "open_jitter", &self.open_jitter, "0 to 1");
+        let range = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+        for (field, time) in [
+            ("open_for", self.open_for),
+            ("max_open_for", self.max_open_for),
+            ("half_open_for", self.half_open_for),
+            ("probe_lease", self.probe_lease),
+            ("slow_calls threshold", self.slow.map_or(ABANDONED_AFTER, |(threshold, _)| threshold)),
+            ("abandoned_after", self.abandoned_after.unwrap_or(ABANDONED_AFTER)),
+        ] {
+            faults.check(range.contains(&time), field, &time, "1ms to 24h");
+        }
+        faults.into_result()
+    }
+}
+
+impl fmt::Debug for BreakerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BreakerBuilder").field("name", &self.name).field("over", &self.over).finish_non_exhaustive()
+    }
+}
+
+impl IntoGate for BreakerBuilder {
+    type Gate = CircuitBreaker;
+
+    fn into_gate(self) -> Result<CircuitBreaker, ConfigError> {
+        self.build()
+    }
+}
+
+guarded!(CircuitBreaker, "passage", "units, which a breaker does not count");
+
+impl CircuitBreaker {
+    /// Begins a breaker. As it is it opens at half of at least 20 calls failing within 30 s.
+    pub const fn builder() -> BreakerBuilder {
+        BreakerBuilder {
+            failure_rate: None,
+            over: Over::Time(DEFAULT_OVER),
+            min_calls: None,
+            slow: None,
+            consecutive: None,
+            probes: DEFAULT_PROBES,
+            probe_failure_rate: None,
+            open_for: DEFAULT_OPEN_FOR,
+            open_growth: DEFAULT_GROWTH,
+            max_open_for: DEFAULT_MAX_OPEN,
+            open_jitter: DEFAULT_JITTER,
+            half_open_for: DEFAULT_HALF_OPEN_FOR,
+            probe_lease: DEFAULT_LEASE,
+            abandoned_after: None,
+            observe_only: false,
+            listener: None,
+            seed: None,
+            name: Name::Static("breaker"),
+        }
+    }
+
+    /// What it is doing now. An open circuit becomes half open by the clock, without a call.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.change(|machine| {
+            machine.tick(Moment::now());
+            machine.state()
+        })
+    }
+
+    /// What it has counted in its window, for tests and health pages.
+    #[must_use]
+    pub fn counts(&self) -> BreakerCounts {
+        let Counts { calls, failures, slow } = self.0.tally.counts(Moment::now());
+        BreakerCounts { calls, failures, slow, would_refuse: self.0.would_refuse.load(Relaxed) }
+    }
+
+    /// Refuses everything until [`reset`](CircuitBreaker::reset) or [`force_closed`](CircuitBreaker::force_closed).
+    pub fn force_open(&self) {
+        self.change(|machine| machine.force(true));
+    }
+
+    /// Lets everything through uncounted until [`reset`](CircuitBreaker::reset) or
+    /// [`force_open`](CircuitBreaker::force_open).
+    pub fn force_closed(&self) {
+        self.change(|machine| machine.force(false));
+    }
+
+    /// Closes it and forgets everything. Calls that are on their way don't count any more.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// let breaker = CircuitBreaker::builder().build()?;
+    /// breaker.force_open();
+    /// assert_eq!(breaker.state(), State::ForcedOpen);
+    /// breaker.reset();
+    /// assert_eq!(breaker.state(), State::Closed);
+    /// # Ok::<(), resile::ConfigError>(())
+    /// ```
+    pub fn reset(&self) {
+        self.change(Machine::reset);
+    }
+
+    /// Waits until it is in this state, which may be now; also for those changes that come by the clock alone.
+    ///
+    /// A state that comes and goes before the task is run may be missed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Loses nothing.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).build()?;
+    /// breaker.acquire().await?.failure();
+    /// breaker.wait_for(State::HalfOpen).await;
+    /// # Ok(()) }
+    /// ```
+    pub async fn wait_for(&self, state: State) {
+        loop {
+            let mut changed = pin!(self.0.changed.notified());
+            changed.as_mut().enable();
+            if self.state() == state {
+                return;
+            }
+            let due = self.0.machine.lock().due();
+            match due.to_instant() {
+                Some(at) if due < Moment::NEVER => {
+                    let _ = tokio::time::timeout_at(at, changed).await;
+                }
+                _ => changed.await,
+            }
+        }
+    }
+
+    /// Changes the machine under the lock, then tells the word, and after the lock is released the world.
+    fn change<R>(&self, change: impl FnOnce(&mut Machine) -> R) -> R {
+        let mut machine = self.0.machine.lock();
+        let result = change(&mut machine);
+        let changes = machine.take_changes();
+        if machine.state() == State::Closed && !changes.is_empty() {
+            // Before anybody can count in the new generation.
+            self.0.tally.clear();
+            self.0.streak.store(0, Relaxed);
+        }
+        self.0.word.store(word(machine.state(), machine.generation()), Release);
+        drop(machine);
+        if !changes.is_empty() {
+            self.0.changed.notify_waiters();
+            for (from, to) in changes {
+                if let Some(listener) = &self.0.listener {
+                    listener(from, to);
+                }
+            }
+        }
+        result
+    }
+
+    #[cold]
+    fn enter_unclosed(&self, now: Moment) -> Entry {
+        let answer = self.change(|machine| machine.admit(now));
+        match answer {
+            Ok(Admission { generation, probe }) => Entry::Pass(Pass::new(generation, probe)),
+            Err(_) if self.0.rules.observe_only => {
+                self.0.would_refuse.fetch_add(1, Relaxed);
+                Entry::Pass(Pass::new(UNCOUNTED.generation, UNCOUNTED.probe))
+            }
+            Err(no) => Entry::Refused(self.refusal(no, now)),
+        }
+    }
+
+    fn refusal(&self, no: No, now: Moment) -> Refusal {
+        let refusal = Refusal::by(self.0.name.clone(), no.reason);
+        if no.at == Moment::NEVER { refusal } else { refusal.after(no.at.since(now)) }
+    }
+
+    /// What an outcome says about the peer, if anything.
+    #[inline]
+    fn sample(&self, outcome: Outcome) -> Option<(Sample, Moment)> {
+        let rules = &self.0.rules;
+        match outcome {
+            Outcome::NotStarted => None,
+            Outcome::Judged(verdict, times) => {
+                let good = verdict.is_healthy();
+                if !good && !verdict.is_retryable() {
+                    return None;
+                }
+                Some((Sample { good, slow: times.ended.nanos_since(times.started) >= rules.slow_after }, times.ended))
+            }
+            Outcome::Abandoned(times) => {
+                let lasted = times.ended.nanos_since(times.started);
+                let slow = lasted >= rules.slow_after;
+                (lasted >= rules.abandoned_after).then_some((Sample { good: false, slow }, times.ended))
+            }
+        }
+    }
+
+    /// A failure or a slow call was counted: opens if that was one too many.
+    #[cold]
+    fn judge(&self, generation: u64, streak: u64, now: Moment) {
+        let rules = &self.0.rules;
+        let counts = self.0.tally.counts(now);
+        let above = |count: u64, rate: Option<f64>| rate.is_some_and(|rate| count as f64 >= rate * counts.calls as f64);
+        let enough = counts.calls >= rules.min_calls;
+        let bad = enough && (above(counts.failures, rules.failure_rate) || above(counts.slow, rules.slow_rate));
+        if bad || rules.consecutive.is_some_and(|limit| streak >= limit) {
+            self.change(|machine| machine.trip(generation, now));
+        }
+    }
+
+    #[cold]
+    fn leave_unclosed(&self, admission: Admission, outcome: Outcome) {
+        let sample = self.sample(outcome);
+        let now = sample.map_or_else(Moment::now, |(_, now)| now);
+        // A slow probe is no good sign where slow calls count.
+        let verdict = sample.map(|(sample, _)| sample.good && !sample.slow);
+        self.change(|machine| machine.report(admission, verdict, now));
+    }
+}
+
+impl Gate for CircuitBreaker {
+    #[inline]
+    fn enter(&self, call: &Call) -> Entry {
+        let word = self.0.word.load(Acquire);
+        if word & ((1 << CODE_BITS) - 1) == CLOSED {
+            return Entry::Pass(Pass::new(word >> CODE_BITS, 0));
+        }
+        self.enter_unclosed(call.now())
+    }
+
+    #[inline]
+    fn leave(&self, pass: Pass, outcome: Outcome) {
+        let [generation, probe] = pass.words();
+        if probe != 0 {
+            return self.leave_unclosed(Admission { generation, probe }, outcome);
+        }
+        if self.0.word.load(Acquire) != generation << CODE_BITS | CLOSED {
+            return;
+        }
+        let Some((sample, now)) = self.sample(outcome) else { return };
+        self.0.tally.add(sample, now);
+        let streak = if sample.good {
+            if self.0.streak.load(Relaxed) > 0 {
+                self.0.streak.store(0, Relaxed);
+            }
+            0
+        } else {
+            self.0.streak.fetch_add(1, Relaxed) + 1
+        };
+        if !sample.good || sample.slow {
+            self.judge(generation, streak, now);
+        }
+    }
+
+    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+        let [generation, _] = pass.words();
+        let word = self.0.word.load(Acquire);
+        if word >> CODE_BITS == generation || word & ((1 << CODE_BITS) - 1) == CLOSED || self.0.rules.observe_only {
+            return Ok(());
+        }
+        // Nobody passes from a queue into a peer whose circuit has opened meanwhile.
+        let now = call.now();
+        let (state, at) = self.change(|machine| {
+            machine.tick(now);
+            (machine.state(), machine.due())
+        });
+        let reason = match state {
+            State::Closed | State::ForcedClosed => return Ok(()),
+            State::Open => Reason::CircuitOpen,
+            State::HalfOpen => Reason::Probing,
+            State::ForcedOpen => Reason::ForcedOpen,
+        };
+        Err(self.refusal(No { reason, at }, now))
+    }
+
+    fn needs(&self) -> Needs {
+        if self.0.rules.slow_rate.is_some() { Needs::Elapsed } else { Needs::Now }
+    }
+
+    fn name(&self) -> &str {
+        self.0.name.as_str()
+    }
+}
+
+impl fmt::Debug for CircuitBreaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CircuitBreaker")
+            .field("name", &self.0.name)
+            .field("rules", &self.0.rules)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for CircuitBreaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name.as_str())
+    }
+}

@@ -1,0 +1,391 @@
+//! The breaker's states as a machine: time in, decisions out, no clock, no lock.
+//!
+//! 1. Every change of state begins a new generation. A pass carries the generation that gave it, and a report from
+//!    another one changes nothing.
+//! 2. In half-open, probes on their way and verdicts together are never more than `probes`.
+//! 3. What the clock alone changes (open to half-open, a half-open that lasts too long, a probe whose lease is over) is
+//!    dated to when it fell due, however late it is noticed.
+
+use smallvec::SmallVec;
+
+use super::State;
+use crate::error::Reason;
+use crate::internal::rng::{mix, up_to};
+use crate::internal::time::Moment;
+
+/// Checked settings, times in nanoseconds.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) probes: u32,
+    /// So many failed probes open the circuit again.
+    pub(super) fatal_probes: u32,
+    pub(super) open_for: u64,
+    pub(super) growth: f64,
+    pub(super) max_open: u64,
+    /// Up to this share of the open period is taken off at random.
+    pub(super) jitter: f64,
+    pub(super) half_open_for: u64,
+    pub(super) lease: u64,
+    pub(super) seed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Phase {
+    Closed,
+    Open { until: Moment },
+    HalfOpen(HalfOpen),
+    ForcedOpen,
+    ForcedClosed,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct HalfOpen {
+    /// The end of its life, counted from the first probe: without calls it just waits.
+    expires: Moment,
+    probes: SmallVec<[Probe; 4]>,
+    good: u32,
+    bad: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Probe {
+    id: u64,
+    lease: Moment,
+}
+
+/// What a pass of the breaker says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Admission {
+    pub(super) generation: u64,
+    /// The probe's number; 0 for a call that is none.
+    pub(super) probe: u64,
+}
+
+/// A pass whose report will be ignored.
+pub(super) const UNCOUNTED: Admission = Admission { generation: u64::MAX, probe: 0 };
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct No {
+    pub(super) reason: Reason,
+    /// When it makes sense to come back.
+    pub(super) at: Moment,
+}
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    settings: Settings,
+    phase: Phase,
+    generation: u64,
+    /// How often in a row the circuit has opened without closing in between.
+    streak: u32,
+    next_probe: u64,
+    changes: SmallVec<[(State, State); 2]>,
+}
+
+impl Machine {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, phase: Phase::Closed, generation: 0, streak: 0, next_probe: 1, changes: SmallVec::new() }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The state as last noted. [`Machine::tick`] brings it up to date.
+    pub(super) fn state(&self) -> State {
+        match self.phase {
+            Phase::Closed => State::Closed,
+            Phase::Open { .. } => State::Open,
+            Phase::HalfOpen(_) => State::HalfOpen,
+            Phase::ForcedOpen => State::ForcedOpen,
+            Phase::ForcedClosed => State::ForcedClosed,
+        }
+    }
+
+    /// The next moment at which the clock alone changes the state.
+    pub(super) fn due(&self) -> Moment {
+        match &self.phase {
+            Phase::Open { until } => *until,
+            Phase::HalfOpen(half) => half.expires,
+            _ => Moment::NEVER,
+        }
+    }
+
+    /// The changes since they were last taken, in order.
+    pub(super) fn take_changes(&mut self) -> SmallVec<[(State, State); 2]> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Makes the changes that fell due by now.
+    pub(super) fn tick(&mut self, now: Moment) {
+        if let Phase::HalfOpen(half) = &mut self.phase {
+            if now >= half.expires {
+                let expired = half.expires;
+                self.open(expired);
+            } else {
+                half.probes.retain(|probe| now < probe.lease);
+            }
+        }
+        if matches!(self.phase, Phase::Open { until } if now >= until) {
+            self.turn(Phase::HalfOpen(HalfOpen { expires: Moment::NEVER, probes: SmallVec::new(), good: 0, bad: 0 }));
+        }
+    }
+
+    pub(super) fn admit(&mut self, now: Moment) -> Result<Admission, No> {
+        self.tick(now);
+        let generation = self.generation;
+        match &mut self.phase {
+            Phase::Closed => Ok(Admission { generation, probe: 0 }),
+            Phase::ForcedClosed => Ok(UNCOUNTED),
+            Phase::ForcedOpen => Err(No { reason: Reason::ForcedOpen, at: Moment::NEVER }),
+            Phase::Open { until } => Err(No { reason: Reason::CircuitOpen, at: *until }),
+            Phase::HalfOpen(half) => {
+                if half.good + half.bad + half.probes.len() as u32 >= self.settings.probes {
+                    let lease = half.probes.iter().map(|probe| probe.lease).min().unwrap_or(half.expires);
+                    return Err(No { reason: Reason::Probing, at: lease.min(half.expires) });
+                }
+                if half.expires == Moment::NEVER {
+                    half.expires = now.plus_nanos(self.settings.half_open_for);
+                }
+                let probe = self.next_probe;
+                self.next_probe += 1;
+                half.probes.push(Probe { id: probe, lease: now.plus_nanos(self.settings.lease) });
+                Ok(Admission { generation, probe })
+            }
+        }
+    }
+
+    /// A probe comes back: with a verdict (`true` is good), or with none.
+    pub(super) fn report(&mut self, admission: Admission, verdict: Option<bool>, now: Moment) {
+        self.tick(now);
+        if admission.generation != self.generation {
+            return;
+        }
+        let Phase::HalfOpen(half) = &mut self.phase else { return };
+        let Some(place) = half.probes.iter().position(|probe| probe.id == admission.probe) else { return };
+        half.probes.swap_remove(place);
+        match verdict {
+            None => return,
+            Some(true) => half.good += 1,
+            Some(false) => half.bad += 1,
+        }
+        let (probes, fatal) = (self.settings.probes, self.settings.fatal_probes);
+        if half.bad >= fatal {
+            self.open(now);
+        } else if probes - half.good < fatal {
+            self.streak = 0;
+            self.turn(Phase::Closed);
+        }
+    }
+
+    /// The closed state's counts have crossed a threshold. Of several callers who see it, one is right.
+    pub(super) fn trip(&mut self, generation: u64, now: Moment) {
+        if generation == self.generation && self.phase == Phase::Closed {
+            self.open(now);
+        }
+    }
+
+    pub(super) fn force(&mut self, open: bool) {
+        self.turn(if open { Phase::ForcedOpen } else { Phase::ForcedClosed });
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.streak = 0;
+        self.turn(Phase::Closed);
+    }
+
+    fn open(&mut self, at: Moment) {
+        let Settings { open_for, growth, max_open, jitter, seed, .. } = self.settings;
+        let grown = (open_for as f64 * growth.powi(self.streak as i32)).min(max_open as f64) as u64;
+        let spread = (grown as f64 * jitter) as u64;
+        let period = grown - up_to(mix(seed ^ self.generation), spread);
+        self.streak = self.streak.saturating_add(1).min(1000);
+        self.turn(Phase::Open { until: at.plus_nanos(period) });
+    }
+
+    fn turn(&mut self, phase: Phase) {
+        let from = self.state();
+        self.phase = phase;
+        self.generation += 1;
+        let to = self.state();
+        if from != to {
+            self.changes.push((from, to));
+        }
+    }
+}
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn settings() -> Settings {
+        Settings {
+            probes: 2,
+            fatal_probes: 1,
+            open_for: 5 * S,
+            growth: 2.0,
+            max_open: 60 * S,
+            jitter: 0.0,
+            half_open_for: 30 * S,
+            lease: 10 * S,
+            seed: 0,
+        }
+    }
+
+    fn half_open(settings: Settings) -> (Machine, u64) {
+        let mut machine = Machine::new(settings);
+        machine.trip(0, Moment::at(0));
+        machine.tick(Moment::at(5 * S));
+        assert_eq!(machine.state(), State::HalfOpen);
+        (machine, 5 * S)
+    }
+
+    #[test]
+    fn half_open_admits_no_more_than_its_probes() {
+        let (mut machine, now) = half_open(settings());
+        assert!(machine.admit(Moment::at(now)).is_ok());
+        assert!(machine.admit(Moment::at(now)).is_ok());
+        let no = machine.admit(Moment::at(now + 1)).unwrap_err();
+        assert_eq!((no.reason, no.at), (Reason::Probing, Moment::at(now + 10 * S)));
+    }
+
+    #[test]
+    fn a_probe_without_verdict_gives_its_place_back_and_never_wedges() {
+        let (mut machine, now) = half_open(settings());
+        for _ in 0..10 {
+            let probe = machine.admit(Moment::at(now)).unwrap();
+            machine.report(probe, None, Moment::at(now));
+        }
+        assert_eq!(machine.state(), State::HalfOpen);
+        assert!(machine.admit(Moment::at(now)).is_ok());
+    }
+
+    /// C3: the place of a probe that hangs comes back by its lease, and its late verdict moves nothing.
+    #[test]
+    fn a_probe_that_hangs_loses_its_lease_and_its_vote() {
+        let (mut machine, now) = half_open(settings());
+        let hung = machine.admit(Moment::at(now)).unwrap();
+        let late = now + 10 * S;
+        let (one, two) = (machine.admit(Moment::at(late)).unwrap(), machine.admit(Moment::at(late)).unwrap());
+        machine.report(hung, Some(false), Moment::at(late));
+        assert_eq!(machine.state(), State::HalfOpen);
+        machine.report(one, Some(true), Moment::at(late));
+        machine.report(two, Some(true), Moment::at(late));
+        assert_eq!(machine.state(), State::Closed);
+    }
+
+    #[test]
+    fn a_half_open_state_that_lasts_too_long_opens_again_as_of_when_it_was_due() {
+        let (mut machine, now) = half_open(settings());
+        let _ = machine.admit(Moment::at(now));
+        machine.tick(Moment::at(now + 31 * S));
+        assert_eq!(machine.state(), State::Open);
+        assert_eq!(machine.due(), Moment::at(now + 30 * S + 10 * S), "the second open period is twice the first");
+        machine.tick(Moment::at(now + 41 * S));
+        assert_eq!(machine.state(), State::HalfOpen);
+    }
+
+    #[test]
+    fn open_periods_grow_up_to_their_cap_and_start_small_after_closing() {
+        let mut machine = Machine::new(settings());
+        let mut now = 0;
+        machine.trip(0, Moment::at(now));
+        let mut periods = Vec::new();
+        for _ in 0..6 {
+            let until = machine.due();
+            periods.push(until.since(Moment::at(now)).as_secs());
+            now += periods.last().unwrap() * S;
+            let probe = machine.admit(Moment::at(now)).unwrap();
+            machine.report(probe, Some(false), Moment::at(now));
+        }
+        assert_eq!(periods, [5, 10, 20, 40, 60, 60]);
+        machine.reset();
+        machine.trip(machine.generation(), Moment::at(now));
+        assert_eq!(machine.due().since(Moment::at(now)).as_secs(), 5);
+    }
+
+    #[test]
+    fn jitter_only_shortens() {
+        for seed in 0..100 {
+            let mut machine = Machine::new(Settings { jitter: 0.5, seed, ..settings() });
+            machine.trip(0, Moment::at(0));
+            let period = machine.due().nanos_since(Moment::at(0));
+            assert!((5 * S / 2..=5 * S).contains(&period));
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Wait(u64),
+        Admit,
+        Report(usize, Option<bool>),
+        Trip,
+        Force(bool),
+        Reset,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            3 => (0_u64..8 * S).prop_map(Op::Wait),
+            6 => Just(Op::Admit),
+            6 => (0_usize..16, proptest::option::of(any::<bool>())).prop_map(|(which, verdict)| Op::Report(which, verdict)),
+            2 => Just(Op::Trip),
+            1 => any::<bool>().prop_map(Op::Force),
+            1 => Just(Op::Reset),
+        ]
+    }
+
+    proptest! {
+        /// Laws: only legal changes of state; generations only grow; in half-open never more on their way and judged
+        /// than probes; a refusal changes nothing that the clock has not.
+        #[test]
+        fn whatever_happens_the_machine_keeps_its_laws(ops in proptest::collection::vec(op(), 0..200), probes in 1_u32..5) {
+            let mut machine = Machine::new(Settings { probes, fatal_probes: probes.div_ceil(2), ..settings() });
+            let mut now = Moment::at(0);
+            let mut out: Vec<Admission> = Vec::new();
+            for op in ops {
+                let (generation, forced) = (machine.generation(), matches!(op, Op::Force(_) | Op::Reset));
+                match op {
+                    Op::Wait(time) => now = now.plus_nanos(time),
+                    Op::Admit => {
+                        machine.tick(now);
+                        let before = (machine.phase.clone(), machine.generation);
+                        match machine.admit(now) {
+                            Ok(admission) => out.push(admission),
+                            Err(no) => {
+                                prop_assert_eq!(before, (machine.phase.clone(), machine.generation));
+                                prop_assert!(no.at > now, "an advice to come back at once makes callers spin");
+                            }
+                        }
+                    }
+                    Op::Report(which, verdict) if !out.is_empty() => {
+                        let admission = out.swap_remove(which % out.len());
+                        machine.tick(now);
+                        let before = (machine.phase.clone(), machine.generation);
+                        machine.report(admission, verdict, now);
+                        if admission.generation != before.1 {
+                            prop_assert_eq!(before, (machine.phase.clone(), machine.generation));
+                        }
+                    }
+                    Op::Report(..) => {}
+                    Op::Trip => machine.trip(machine.generation(), now),
+                    Op::Force(open) => machine.force(open),
+                    Op::Reset => machine.reset(),
+                }
+                prop_assert!(machine.generation() >= generation);
+                if let Phase::HalfOpen(half) = &machine.phase {
+                    prop_assert!(half.good + half.bad + half.probes.len() as u32 <= probes);
+                }
+                for (from, to) in machine.take_changes() {
+                    use State::{Closed, HalfOpen, Open};
+                    let legal = matches!((from, to), (Closed, Open) | (Open, HalfOpen) | (HalfOpen, Open | Closed));
+                    prop_assert!(legal || forced, "{from:?} to {to:?}");
+                }
+            }
+        }
+    }
+}

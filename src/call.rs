@@ -1,0 +1,544 @@
+//! What travels inward with a call, what the operation sees of it, and what the caller can say about it.
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
+
+use futures::future::TryFuture;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::internal::time::Moment;
+use crate::policy::{Policy, Steps};
+use crate::run::{Once, Plain, Run, WithCall};
+
+/// The place of a limit that no step of the policy has set.
+const NO_STEP: u8 = u8::MAX;
+
+/// A call on its way in, as gates see it.
+pub struct Call {
+    /// The clock as read in this poll, or `NEVER` while nobody has asked.
+    now: Cell<Moment>,
+    deadline: Moment,
+    said: Option<Box<Said>>,
+    attempt: u32,
+    cost: u32,
+    /// The step whose deadline is the earliest, or `NO_STEP` for the caller's.
+    limit: u8,
+    priority: Priority,
+    lane: u8,
+    /// Whether `deadline` still counts from the first poll.
+    relative: bool,
+    patient: bool,
+}
+
+/// What few callers say, kept out of the way of the many.
+#[derive(Default)]
+struct Said {
+    keys: Vec<(&'static str, Key)>,
+    cancels: Vec<Watch>,
+}
+
+/// A token and, once something was pending, the wait for it.
+struct Watch {
+    token: CancellationToken,
+    wait: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+impl Call {
+    pub(crate) const fn new() -> Self {
+        Self {
+            now: Cell::new(Moment::NEVER),
+            deadline: Moment::NEVER,
+            said: None,
+            attempt: 1,
+            cost: 1,
+            limit: NO_STEP,
+            priority: Priority::Normal,
+            lane: 0,
+            relative: false,
+            patient: true,
+        }
+    }
+
+    /// A call that is one way of using a gate alone.
+    pub(crate) const fn alone(cost: u32, patient: bool) -> Self {
+        let mut call = Self::new();
+        call.cost = cost;
+        call.patient = patient;
+        call
+    }
+
+    /// The time of this poll. The first gate that asks reads the clock, the others are handed the same reading.
+    #[inline]
+    pub fn now(&self) -> Moment {
+        let now = self.now.get();
+        if now == Moment::NEVER { self.refresh() } else { now }
+    }
+
+    /// Which attempt this is, counted from 1.
+    #[must_use]
+    pub const fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// What the call costs, in permits or tokens: 1 unless the caller said otherwise.
+    #[must_use]
+    pub const fn cost(&self) -> u32 {
+        self.cost
+    }
+
+    /// How important the caller says the call is.
+    #[must_use]
+    pub const fn priority(&self) -> Priority {
+        self.priority
+    }
+
+    /// The value that the caller gave for a key.
+    #[must_use]
+    pub fn key(&self, name: &str) -> Option<&Key> {
+        self.said.as_ref()?.keys.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    /// The earliest deadline on the way to here: [`Moment::NEVER`] if there is none.
+    #[must_use]
+    pub const fn ends(&self) -> Moment {
+        self.deadline
+    }
+
+    /// The earliest deadline on the way to here.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        instant(self.deadline)
+    }
+
+    /// What is left until the deadline: [`Duration::MAX`] if there is none.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        remaining(self.deadline, || self.now())
+    }
+
+    /// Whether the call would rather be refused than wait.
+    #[must_use]
+    pub const fn may_wait(&self) -> bool {
+        self.patient
+    }
+
+    /// Which of several attempts in flight this is: 0 for the first. Hedges will have others.
+    #[must_use]
+    pub const fn lane(&self) -> u8 {
+        self.lane
+    }
+
+    /// Forgets the reading of an earlier poll.
+    #[inline]
+    pub(crate) fn forget_time(&self) {
+        self.now.set(Moment::NEVER);
+    }
+
+    /// Reads the clock whether or not this poll already has.
+    #[inline]
+    pub(crate) fn refresh(&self) -> Moment {
+        let now = Moment::now();
+        self.now.set(now);
+        now
+    }
+
+    /// The reading of this poll, if there was one.
+    #[inline]
+    pub(crate) fn read(&self) -> Option<Moment> {
+        let now = self.now.get();
+        (now != Moment::NEVER).then_some(now)
+    }
+
+    /// Turns a deadline that was given as a duration into a moment, at the first poll.
+    #[inline]
+    pub(crate) fn start(&mut self) {
+        if self.relative {
+            self.relative = false;
+            self.deadline = self.now().plus_nanos(self.deadline.nanos());
+        }
+    }
+
+    /// Narrows the deadline to that of a step, and returns what has to be kept to widen it again.
+    #[inline]
+    pub(crate) fn narrow(&mut self, step: usize, limit: u64) -> [u64; 2] {
+        let kept = [self.deadline.nanos(), u64::from(self.limit)];
+        let deadline = self.now().plus_nanos(limit);
+        if deadline < self.deadline {
+            self.deadline = deadline;
+            self.limit = step as u8;
+        }
+        kept
+    }
+
+    #[inline]
+    pub(crate) fn widen(&mut self, [deadline, limit]: [u64; 2]) {
+        self.deadline = Moment::from_nanos(deadline);
+        self.limit = limit as u8;
+    }
+
+    /// The step that set the earliest deadline, or `None` for the caller.
+    pub(crate) fn limit(&self) -> Option<usize> {
+        (self.limit != NO_STEP).then_some(usize::from(self.limit))
+    }
+
+    pub(crate) fn next_attempt(&mut self) {
+        self.attempt = self.attempt.saturating_add(1);
+    }
+
+    pub(crate) fn view(&self) -> Attempt {
+        Attempt { deadline: self.deadline, attempt: self.attempt, lane: self.lane }
+    }
+
+    /// Whether the caller has cancelled, without waiting for it.
+    #[inline]
+    pub(crate) fn is_cancelled(&self) -> bool {
+        match &self.said {
+            None => false,
+            Some(said) => said.cancels.iter().any(|watch| watch.token.is_cancelled()),
+        }
+    }
+
+    /// Whether the caller has cancelled; if not, the task is woken when it does.
+    #[inline]
+    pub(crate) fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
+        match &mut self.said {
+            None => false,
+            Some(said) => said.cancels.iter_mut().any(|watch| watch.poll(cx)),
+        }
+    }
+
+    fn said(&mut self) -> &mut Said {
+        self.said.get_or_insert_default()
+    }
+
+    pub(crate) fn watch(&mut self, source: &impl CancelSource) {
+        let token = source.token().clone();
+        self.said().cancels.push(Watch { token, wait: None });
+    }
+}
+
+impl Watch {
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let wait = self.wait.get_or_insert_with(|| Box::pin(self.token.clone().cancelled_owned()));
+        // Like the timer, outside of the cooperative budget: a greedy operation can't hide a cancellation.
+        Pin::new(&mut tokio::task::unconstrained(wait.as_mut())).poll(cx).is_ready()
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("attempt", &self.attempt)
+            .field("deadline", &self.deadline)
+            .field("cost", &self.cost)
+            .field("priority", &self.priority)
+            .field("keys", &self.said.as_ref().map_or(&[][..], |said| &said.keys))
+            .finish_non_exhaustive()
+    }
+}
+
+fn instant(deadline: Moment) -> Option<Instant> {
+    if deadline == Moment::NEVER { None } else { deadline.to_instant() }
+}
+
+fn remaining(deadline: Moment, now: impl FnOnce() -> Moment) -> Duration {
+    if deadline == Moment::NEVER { Duration::MAX } else { deadline.since(now()) }
+}
+
+/// What the operation sees of its call: a small copy that it may keep.
+///
+/// ```
+/// use std::time::Duration;
+/// use resile::{Policy, Retry};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("users")
+///     .timeout(Duration::from_secs(2))
+///     .retry(Retry::constant(Duration::from_millis(500)).max_attempts(3))
+///     .build()?;
+///
+/// let left = policy
+///     .run_with(|call| async move { if call.is_retry() { Ok(call.remaining()) } else { Err("reset") } })
+///     .await
+///     .unwrap();
+/// assert_eq!(left, Duration::from_millis(1500));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    deadline: Moment,
+    attempt: u32,
+    lane: u8,
+}
+
+impl Attempt {
+    /// Which attempt this is, counted from 1.
+    #[must_use]
+    pub const fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Whether the operation was tried before.
+    #[must_use]
+    pub const fn is_retry(&self) -> bool {
+        self.attempt > 1
+    }
+
+    /// The earliest deadline that applies: `None` if there is none.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        instant(self.deadline)
+    }
+
+    /// What is left until the deadline, to pass on as a header or a statement timeout: zero if it has passed,
+    /// [`Duration::MAX`] if there is none.
+    ///
+    /// Cost: reads the clock, unless there is no deadline.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        remaining(self.deadline, Moment::now)
+    }
+
+    /// Which of several attempts in flight this is: 0 for the first. Hedges will have others.
+    #[must_use]
+    pub const fn lane(&self) -> u8 {
+        self.lane
+    }
+}
+
+/// How important a call is to its caller. Gates that shed load refuse the least important first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Priority {
+    /// Can be dropped without anybody noticing: prefetching, batch work.
+    Low,
+    /// Somebody would notice.
+    #[default]
+    Normal,
+    /// Somebody is waiting for it.
+    High,
+    /// Everything else depends on it.
+    Critical,
+}
+
+/// The value of a key, such as a tenant's id: a number, or a text that is shared when cloned.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Key {
+    /// A number.
+    Number(u64),
+    /// A text.
+    Text(Arc<str>),
+}
+
+impl From<u64> for Key {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<u32> for Key {
+    fn from(number: u32) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl From<&str> for Key {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<String> for Key {
+    fn from(text: String) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<&String> for Key {
+    fn from(text: &String) -> Self {
+        Self::Text(text.as_str().into())
+    }
+}
+
+impl From<Arc<str>> for Key {
+    fn from(text: Arc<str>) -> Self {
+        Self::Text(text)
+    }
+}
+
+/// When a call must be over: a duration from its first poll, or an instant.
+///
+/// Durations too long for the clock mean no deadline.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(When);
+
+#[derive(Clone, Copy, Debug)]
+enum When {
+    After(Duration),
+    At(Moment),
+}
+
+impl From<Duration> for Deadline {
+    fn from(after: Duration) -> Self {
+        Self(When::After(after))
+    }
+}
+
+impl From<Instant> for Deadline {
+    fn from(at: Instant) -> Self {
+        Self(When::At(at.into()))
+    }
+}
+
+impl From<std::time::Instant> for Deadline {
+    fn from(at: std::time::Instant) -> Self {
+        Self(When::At(at.into()))
+    }
+}
+
+/// Something that can cancel a call. tokio-util's [`CancellationToken`] is one.
+pub trait CancelSource: sealed::Sealed {
+    #[doc(hidden)]
+    fn token(&self) -> &CancellationToken;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+impl sealed::Sealed for CancellationToken {}
+
+impl CancelSource for CancellationToken {
+    fn token(&self) -> &CancellationToken {
+        self
+    }
+}
+
+/// A call about to be made, with whatever its caller says about it; from [`Policy::call`].
+///
+/// ```
+/// use std::time::Duration;
+/// use resile::{ErrorKind, Policy, Priority};
+/// use tokio_util::sync::CancellationToken;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("users").build()?;
+/// let shutdown = CancellationToken::new();
+/// shutdown.cancel();
+///
+/// let error = policy
+///     .call()
+///     .key("tenant", "acme")
+///     .priority(Priority::High)
+///     .cost(3)
+///     .deadline(Duration::from_secs(1))
+///     .cancel_on(&shutdown)
+///     .run(|| async { Ok::<_, std::io::Error>(42) })
+///     .await
+///     .unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Cancelled);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "a call does nothing until it is run"]
+pub struct CallBuilder<P, C> {
+    policy: P,
+    judge: C,
+    call: Call,
+}
+
+impl<P: Steps, C> CallBuilder<P, C> {
+    pub(crate) const fn new(policy: P, judge: C) -> Self {
+        Self { policy, judge, call: Call::new() }
+    }
+
+    /// Names what the call is about, for gates that work by key. A key given twice has the later value.
+    pub fn key(mut self, name: &'static str, value: impl Into<Key>) -> Self {
+        let keys = &mut self.call.said().keys;
+        keys.retain(|(key, _)| *key != name);
+        keys.push((name, value.into()));
+        self
+    }
+
+    /// How many permits or tokens the call takes at each gate: 1 unless said. A cost of 0 takes none.
+    pub const fn cost(mut self, cost: u32) -> Self {
+        self.call.cost = cost;
+        self
+    }
+
+    /// How important the call is: [`Priority::Normal`] unless said.
+    pub const fn priority(mut self, priority: Priority) -> Self {
+        self.call.priority = priority;
+        self
+    }
+
+    /// When the call must be over, whatever the policy allows. A [`Duration`] counts from the first poll.
+    ///
+    /// Of a deadline and a policy's timeout the earlier one wins. When it is the caller's that passes, gates hear that
+    /// the call was abandoned, which is no failure of the peer.
+    pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
+        (self.call.deadline, self.call.relative) = match deadline.into().0 {
+            When::After(after) => (Moment::from_nanos(crate::internal::time::nanos(after)), true),
+            When::At(at) => (at, false),
+        };
+        self
+    }
+
+    /// Cancels the call when the token is cancelled. Of several tokens the first one counts.
+    ///
+    /// A call whose operation is ready in the same poll succeeds all the same.
+    pub fn cancel_on(mut self, source: &impl CancelSource) -> Self {
+        self.call.watch(source);
+        self
+    }
+
+    /// Has the call refused at gates where it would have to wait.
+    pub const fn no_wait(mut self) -> Self {
+        self.call.patient = false;
+        self
+    }
+
+    /// Judges the results; see [`Policy::classify`].
+    pub fn classify<J>(self, judge: J) -> CallBuilder<P, J> {
+        CallBuilder { policy: self.policy, judge, call: self.call }
+    }
+
+    /// Runs the operation; see [`Policy::run`].
+    pub fn run<O, F>(self, operation: O) -> Run<P, Plain<O>, F, C>
+    where
+        O: FnMut() -> F,
+        F: TryFuture,
+    {
+        Run::new(self.policy, self.judge, self.call, Plain(operation), None)
+    }
+
+    /// Runs an operation that sees its call; see [`Policy::run_with`].
+    pub fn run_with<O, F>(self, operation: O) -> Run<P, WithCall<O>, F, C>
+    where
+        O: FnMut(Attempt) -> F,
+        F: TryFuture,
+    {
+        Run::new(self.policy, self.judge, self.call, WithCall(operation), None)
+    }
+
+    /// Runs a future that cannot be made twice; see [`Policy::run_once`].
+    pub fn run_once<F: TryFuture>(self, future: F) -> Run<P, Once, F, C> {
+        Run::new(self.policy, self.judge, self.call, Once, Some(future))
+    }
+}
+
+impl<C> CallBuilder<&Policy, C> {
+    /// The same as a call that owns its policy, for `tokio::spawn` and for futures with a name.
+    ///
+    /// Cost: one `Arc` clone.
+    pub fn owned(self) -> CallBuilder<Policy, C> {
+        CallBuilder { policy: self.policy.clone(), judge: self.judge, call: self.call }
+    }
+}

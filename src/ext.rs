@@ -1,0 +1,142 @@
+//! Policies for a single future, spelled as methods of it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::TryFuture;
+use pin_project::pin_project;
+use smallvec::SmallVec;
+
+use crate::call::{Call, CancelSource};
+use crate::error::Error;
+use crate::gate::{AnyGate, Gate, Needs};
+use crate::policy::{Step, Steps, sealed};
+use crate::run::{Once, Run};
+use crate::verdict::ByResult;
+
+/// Limits, gates and cancellation for any future of a `Result`, without a [`Policy`](crate::Policy).
+///
+/// Each method wraps what stands before it, and all of them together make one flat future with one
+/// [`Error`](crate::Error). The future is polled once to its end, so there is no retry. A future whose output is no
+/// `Result` goes through [`infallible`] first.
+///
+/// ```
+/// use std::time::Duration;
+/// use resile::{CircuitBreaker, FutureExt};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn query() -> Result<Vec<u32>, std::io::Error> { Ok(vec![1, 2]) }
+/// let breaker = CircuitBreaker::builder().build()?;
+/// let rows = query().through(&breaker).within(Duration::from_secs(1)).await?;
+/// assert_eq!(rows, [1, 2]);
+/// # Ok(()) }
+/// ```
+pub trait FutureExt: TryFuture + Sized {
+    /// Limits the time from the first poll on; see [`PolicyBuilder::timeout`](crate::PolicyBuilder::timeout).
+    fn within(self, limit: Duration) -> OneShot<Self> {
+        OneShot::new(self).within(limit)
+    }
+
+    /// Passes a gate first.
+    fn through<G: Gate + Clone>(self, gate: &G) -> OneShot<Self> {
+        OneShot::new(self).through(gate)
+    }
+
+    /// Ends when the token is cancelled; see [`CallBuilder::cancel_on`](crate::CallBuilder::cancel_on).
+    fn cancelled_by(self, source: &impl CancelSource) -> OneShot<Self> {
+        OneShot::new(self).cancelled_by(source)
+    }
+}
+
+impl<F: TryFuture> FutureExt for F {}
+
+/// A future with limits and gates around it; from [`FutureExt`].
+///
+/// # Cancel safety
+///
+/// As [`Run`]: drop it at any time.
+#[pin_project]
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct OneShot<F: TryFuture> {
+    #[pin]
+    run: Run<FewSteps, Once, F, ByResult>,
+}
+
+/// The steps of a one-shot future, outermost first. More than four are kept on the heap.
+#[derive(Debug)]
+pub struct FewSteps {
+    steps: SmallVec<[Step; 4]>,
+    needs: Needs,
+}
+
+impl sealed::Sealed for FewSteps {}
+
+impl Steps for FewSteps {
+    fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    fn needs(&self) -> Needs {
+        self.needs
+    }
+}
+
+impl<F: TryFuture> OneShot<F> {
+    fn new(future: F) -> Self {
+        let steps = FewSteps { steps: SmallVec::new(), needs: Needs::Nothing };
+        Self { run: Run::new(steps, ByResult, Call::new(), Once, Some(future)) }
+    }
+
+    /// Limits the time of all that stands before it.
+    pub fn within(self, limit: Duration) -> Self {
+        self.inside(Step::timeout(limit))
+    }
+
+    /// Passes a gate before all that stands before it.
+    pub fn through<G: Gate + Clone>(self, gate: &G) -> Self {
+        self.inside(Step::Gate(AnyGate::new(gate.clone())))
+    }
+
+    /// Ends when the token is cancelled.
+    pub fn cancelled_by(mut self, source: &impl CancelSource) -> Self {
+        self.run.call_mut().watch(source);
+        self
+    }
+
+    fn inside(mut self, step: Step) -> Self {
+        let few = self.run.policy_mut();
+        few.needs = few.needs.max(step.needs());
+        few.steps.insert(0, step);
+        self
+    }
+}
+
+impl<F, T, E> Future for OneShot<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, Error<E>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().run.poll(cx)
+    }
+}
+
+/// Makes a future of a `Result` out of one that cannot fail, so that it can be run under a policy.
+///
+/// ```
+/// use std::time::Duration;
+/// use resile::{FutureExt, infallible};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let answer = infallible(async { 42 }).within(Duration::from_secs(1)).await;
+/// assert_eq!(answer.unwrap(), 42);
+/// # }
+/// ```
+pub async fn infallible<F: IntoFuture>(future: F) -> Result<F::Output, std::convert::Infallible> {
+    Ok(future.await)
+}

@@ -1,0 +1,333 @@
+//! Gates: rules of admission that hand out passes and take each of them back exactly once.
+//!
+//! Semaphore, circuit breaker and token bucket are gates, and so is whatever implements [`Gate`]:
+//!
+//! ```
+//! use std::sync::atomic::{AtomicBool, Ordering};
+//! use resile::{Call, Entry, Gate, Outcome, Pass, Policy, Reason, Refusal};
+//!
+//! struct Maintenance(AtomicBool);
+//!
+//! impl Gate for Maintenance {
+//!     fn enter(&self, _: &Call) -> Entry {
+//!         if self.0.load(Ordering::Relaxed) {
+//!             return Entry::Refused(Refusal::new("maintenance", Reason::Other("back soon")));
+//!         }
+//!         Entry::Pass(Pass::default())
+//!     }
+//!     fn leave(&self, _: Pass, _: Outcome) {}
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), resile::ConfigError> {
+//! let policy = Policy::named("users").gate(Maintenance(AtomicBool::new(true))).build()?;
+//! let error = policy.run(|| async { Ok::<_, ()>(42) }).await.unwrap_err();
+//! assert_eq!(error.to_string(), "refused by maintenance: back soon");
+//! # Ok(()) }
+//! ```
+//!
+//! The life of a pass: [`Gate::enter`] gives it, perhaps after a wait in which the call holds a [`Ticket`] and
+//! [`Gate::poll_wait`] is asked again; after any further wait [`Gate::still`] is asked whether it holds; and
+//! [`Gate::leave`] takes it back with the [`Outcome`], also when the call is dropped at whatever await point or
+//! panics. A ticket that does not become a pass goes to [`Gate::abandon`].
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
+
+use crate::breaker::CircuitBreaker;
+use crate::call::Call;
+use crate::error::{ConfigError, Refusal};
+use crate::internal::time::Moment;
+use crate::rate::TokenBucket;
+use crate::semaphore::Semaphore;
+use crate::verdict::Verdict;
+
+pub use crate::guard::{Acquire, Guard};
+
+/// A rule of admission.
+///
+/// Everything is called with no lock held and must not block. A gate that only ever lets in or refuses needs
+/// [`enter`](Gate::enter) and [`leave`](Gate::leave); one that lets callers wait for a known moment can return
+/// [`Entry::Wait`] with that moment and will be asked again then.
+pub trait Gate: Send + Sync + 'static {
+    /// Lets a call in, makes it wait, or refuses it. A refusal must change nothing.
+    fn enter(&self, call: &Call) -> Entry;
+
+    /// Takes a pass back: called exactly once for each pass that was given.
+    fn leave(&self, pass: Pass, outcome: Outcome);
+
+    /// Asked again by a call that waits: when its task was woken, or when the moment came that was given with the
+    /// ticket. To go on waiting, return the ticket again, having kept a waker of `cx` if no moment is given.
+    ///
+    /// The default asks [`enter`](Gate::enter) anew, which serves gates whose tickets mean nothing.
+    fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+        let _ = (ticket, cx);
+        self.enter(call)
+    }
+
+    /// Takes back the ticket of a call that stopped waiting.
+    fn abandon(&self, ticket: Ticket) {
+        let _ = ticket;
+    }
+
+    /// Whether a pass that was given before a wait still holds after it.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that the call is to end with. The pass then goes to [`leave`](Gate::leave) as usual.
+    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+        let _ = (pass, call);
+        Ok(())
+    }
+
+    /// How much of the clock [`leave`](Gate::leave) needs; a call reads no clock that nobody needs.
+    fn needs(&self) -> Needs {
+        Needs::Elapsed
+    }
+
+    /// How the gate is called in a drawn policy.
+    fn name(&self) -> &str {
+        "gate"
+    }
+}
+
+/// The answer of [`Gate::enter`].
+#[derive(Debug)]
+#[must_use]
+pub enum Entry {
+    /// Come in.
+    Pass(Pass),
+    /// Wait, and ask again when woken or at that moment.
+    Wait(Ticket, Option<Moment>),
+    /// Not now.
+    Refused(Refusal),
+}
+
+/// Proof of having been let in: two words in which the gate notes what it needs to take it back.
+///
+/// Not `Clone`: a pass is given once and taken back once.
+#[derive(Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Pass([u64; 2]);
+
+impl Pass {
+    /// A pass with the gate's own notes.
+    pub const fn new(a: u64, b: u64) -> Self {
+        Self([a, b])
+    }
+
+    /// The notes.
+    #[must_use]
+    pub const fn words(&self) -> [u64; 2] {
+        self.0
+    }
+}
+
+/// A place in a gate's queue: two words of the gate's own.
+#[derive(Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Ticket([u64; 2]);
+
+impl Ticket {
+    /// A ticket with the gate's own notes.
+    pub const fn new(a: u64, b: u64) -> Self {
+        Self([a, b])
+    }
+
+    /// The notes.
+    #[must_use]
+    pub const fn words(&self) -> [u64; 2] {
+        self.0
+    }
+}
+
+/// How a call ended, as its gates hear it, each once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The operation ran to its end, or a timeout step cut it, or it panicked (both are `Transient`).
+    Judged(Verdict, Times),
+    /// The call ended before its operation was made: refused further in, or out of time in a queue. What was taken
+    /// comes back, and nothing is learnt.
+    NotStarted,
+    /// The caller dropped or cancelled the call while its operation ran, or the caller's own deadline passed.
+    Abandoned(Times),
+}
+
+/// When the operation was started and when it ended; queues and backoff are not in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// When the operation's future was made.
+    pub started: Moment,
+    /// When the outcome was known. Equal to `started` if the operation was ready at once and no gate of the policy
+    /// [needs](Gate::needs) the difference.
+    pub ended: Moment,
+}
+
+impl Times {
+    /// How long the operation took.
+    #[must_use]
+    pub const fn elapsed(&self) -> Duration {
+        self.ended.since(self.started)
+    }
+}
+
+/// How much of the clock a gate needs when a pass comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Needs {
+    /// None: it may be given any times.
+    Nothing,
+    /// About what time it is: a reading from the same poll will do.
+    Now,
+    /// How long the operation took, to the clock's grain.
+    Elapsed,
+}
+
+/// Shared gates are gates.
+impl<G: Gate + ?Sized> Gate for Arc<G> {
+    fn enter(&self, call: &Call) -> Entry {
+        (**self).enter(call)
+    }
+
+    fn leave(&self, pass: Pass, outcome: Outcome) {
+        (**self).leave(pass, outcome);
+    }
+
+    fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+        (**self).poll_wait(ticket, call, cx)
+    }
+
+    fn abandon(&self, ticket: Ticket) {
+        (**self).abandon(ticket);
+    }
+
+    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+        (**self).still(pass, call)
+    }
+
+    fn needs(&self) -> Needs {
+        (**self).needs()
+    }
+
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+}
+
+/// What [`gate`](crate::PolicyBuilder::gate) takes: a gate, or the builder of one.
+pub trait IntoGate {
+    /// The gate that it becomes.
+    type Gate: Gate;
+
+    /// Builds the gate.
+    ///
+    /// # Errors
+    ///
+    /// Every wrong setting of a builder. A gate that exists is valid.
+    fn into_gate(self) -> Result<Self::Gate, ConfigError>;
+}
+
+impl<G: Gate> IntoGate for G {
+    type Gate = G;
+
+    fn into_gate(self) -> Result<G, ConfigError> {
+        Ok(self)
+    }
+}
+
+/// A gate in a policy. The built-in ones are called directly, the others through their table: an indirect call costs
+/// what a whole uncontended permit does.
+#[derive(Clone)]
+pub(crate) enum AnyGate {
+    Semaphore(Semaphore),
+    Breaker(CircuitBreaker),
+    Bucket(TokenBucket),
+    Other(Arc<dyn Gate>),
+}
+
+macro_rules! each {
+    ($self:ident, $gate:ident => $call:expr) => {
+        match $self {
+            AnyGate::Semaphore($gate) => $call,
+            AnyGate::Breaker($gate) => $call,
+            AnyGate::Bucket($gate) => $call,
+            AnyGate::Other($gate) => $call,
+        }
+    };
+}
+
+impl AnyGate {
+    pub(crate) fn new<G: Gate>(gate: G) -> Self {
+        let any = &gate as &dyn Any;
+        if let Some(semaphore) = any.downcast_ref::<Semaphore>() {
+            Self::Semaphore(semaphore.clone())
+        } else if let Some(breaker) = any.downcast_ref::<CircuitBreaker>() {
+            Self::Breaker(breaker.clone())
+        } else if let Some(bucket) = any.downcast_ref::<TokenBucket>() {
+            Self::Bucket(bucket.clone())
+        } else if let Some(shared) = any.downcast_ref::<Arc<dyn Gate>>() {
+            Self::Other(shared.clone())
+        } else {
+            Self::Other(Arc::new(gate))
+        }
+    }
+
+    #[inline]
+    pub(crate) fn enter(&self, call: &Call) -> Entry {
+        each!(self, gate => gate.enter(call))
+    }
+
+    #[inline]
+    pub(crate) fn leave(&self, pass: Pass, outcome: Outcome) {
+        each!(self, gate => gate.leave(pass, outcome));
+    }
+
+    pub(crate) fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+        each!(self, gate => gate.poll_wait(ticket, call, cx))
+    }
+
+    pub(crate) fn abandon(&self, ticket: Ticket) {
+        each!(self, gate => gate.abandon(ticket));
+    }
+
+    pub(crate) fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+        each!(self, gate => gate.still(pass, call))
+    }
+
+    pub(crate) fn needs(&self) -> Needs {
+        each!(self, gate => gate.needs())
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        each!(self, gate => gate.name())
+    }
+
+    pub(crate) fn is_breaker(&self) -> bool {
+        matches!(self, Self::Breaker(_))
+    }
+}
+
+impl fmt::Debug for AnyGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Semaphore(gate) => gate.fmt(f),
+            Self::Breaker(gate) => gate.fmt(f),
+            Self::Bucket(gate) => gate.fmt(f),
+            Self::Other(gate) => f.debug_tuple("Gate").field(&gate.name()).finish(),
+        }
+    }
+}
+
+/// How a gate is drawn in a policy: with its settings, where we know them.
+impl fmt::Display for AnyGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Semaphore(gate) => gate.fmt(f),
+            Self::Breaker(gate) => gate.fmt(f),
+            Self::Bucket(gate) => gate.fmt(f),
+            Self::Other(gate) => f.write_str(gate.name()),
+        }
+    }
+}

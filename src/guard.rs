@@ -1,0 +1,227 @@
+//! A gate alone: [`Acquire`] waits at it, [`Guard`] is the pass with a drop.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use pin_project::{pin_project, pinned_drop};
+
+use crate::call::Call;
+use crate::error::{Reason, Refusal};
+use crate::gate::{AnyGate, Entry, Gate, Needs, Outcome, Pass, Times};
+use crate::internal::time::{Moment, Timer};
+use crate::lane::{End, Lane};
+use crate::policy::Step;
+use crate::verdict::Verdict;
+
+/// A pass through one gate that goes back when it is dropped.
+///
+/// Say how what it was for has ended with [`success`](Guard::success), [`failure`](Guard::failure),
+/// [`ignore`](Guard::ignore) or [`finish`](Guard::finish); a guard that is just dropped counts as
+/// [abandoned](Outcome::Abandoned), or as a failure if its thread is panicking.
+///
+/// It owns a handle of its gate, so it can move into tasks. Cost: one `Arc` clone.
+///
+/// ```
+/// use resile::{CircuitBreaker, State};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let breaker = CircuitBreaker::builder().consecutive_failures(1).build()?;
+/// let guard = breaker.acquire().await?;
+/// guard.failure();
+/// assert_eq!(breaker.state(), State::Open);
+/// # Ok(()) }
+/// ```
+#[must_use = "a guard that is dropped gives its pass back at once"]
+pub struct Guard {
+    gate: AnyGate,
+    /// Two words; `None` once they have gone back.
+    pass: Option<Pass>,
+    started: Moment,
+}
+
+impl Guard {
+    /// Waits at any gate: the built-in ones have this as a method.
+    ///
+    /// # Errors
+    ///
+    /// The future resolves to the gate's refusal.
+    pub fn acquire(gate: impl Gate) -> Acquire {
+        Self::enter(gate, 1)
+    }
+
+    /// Enters any gate if that needs no waiting.
+    ///
+    /// # Errors
+    ///
+    /// The gate's refusal.
+    pub fn try_acquire(gate: impl Gate) -> Result<Self, Refusal> {
+        Self::try_enter(gate, 1)
+    }
+
+    pub(crate) fn enter(gate: impl Gate, cost: u32) -> Acquire {
+        let lane = Lane::new(Call::alone(cost, true), true);
+        Acquire { timer: Timer::idle(), lane, steps: [Step::Gate(AnyGate::new(gate))] }
+    }
+
+    pub(crate) fn try_enter(gate: impl Gate, cost: u32) -> Result<Self, Refusal> {
+        let gate = AnyGate::new(gate);
+        let call = Call::alone(cost, false);
+        match gate.enter(&call) {
+            Entry::Pass(pass) => Ok(Self::new(gate, pass, &call)),
+            Entry::Refused(refusal) => Err(refusal),
+            // A gate that does not look at `may_wait`.
+            Entry::Wait(ticket, at) => {
+                gate.abandon(ticket);
+                let refusal = Refusal::new(gate.name().to_owned(), Reason::Busy);
+                Err(match at {
+                    Some(at) => refusal.after(at.since(call.now())),
+                    None => refusal,
+                })
+            }
+        }
+    }
+
+    fn new(gate: AnyGate, pass: Pass, call: &Call) -> Self {
+        let started = if gate.needs() > Needs::Nothing { call.now() } else { Moment::NEVER };
+        Self { gate, pass: Some(pass), started }
+    }
+
+    /// What it was for went well.
+    pub fn success(self) {
+        self.finish(Verdict::Success);
+    }
+
+    /// What it was for failed.
+    pub fn failure(self) {
+        self.finish(Verdict::Transient(None));
+    }
+
+    /// How it ended says nothing about the peer.
+    pub fn ignore(self) {
+        self.finish(Verdict::Ignored);
+    }
+
+    /// Ends it with any verdict.
+    pub fn finish(mut self, verdict: Verdict) {
+        self.leave(|times| Outcome::Judged(verdict, times));
+    }
+
+    fn leave(&mut self, outcome: impl FnOnce(Times) -> Outcome) {
+        if let Some(pass) = self.pass.take() {
+            let started = self.started;
+            let ended = if started == Moment::NEVER { started } else { Moment::now() };
+            self.gate.leave(pass, outcome(Times { started, ended }));
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.leave(|times| Outcome::Judged(Verdict::Transient(None), times));
+        } else {
+            self.leave(Outcome::Abandoned);
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("gate", &self.gate).finish_non_exhaustive()
+    }
+}
+
+/// Waits at one gate for a [`Guard`].
+///
+/// # Cancel safety
+///
+/// Dropped, it loses its place in the queue, and nothing else: what it may have been granted goes to the next.
+#[pin_project(PinnedDrop)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Acquire {
+    #[pin]
+    timer: Timer,
+    lane: Lane,
+    steps: [Step; 1],
+}
+
+impl Future for Acquire {
+    type Output = Result<Guard, Refusal>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.lane.call().forget_time();
+        let end = ready!(this.lane.poll_in(this.steps, Needs::Nothing, this.timer, cx));
+        let [Step::Gate(gate)] = this.steps else { unreachable!("made with a gate") };
+        Poll::Ready(match end {
+            Ok(()) => Ok(Guard::new(gate.clone(), this.lane.take_pass(), this.lane.call())),
+            Err(End::Refused(refusal)) => Err(refusal),
+            // A lane without deadline and token ends in no other way.
+            Err(_) => Err(Refusal::new(gate.name().to_owned(), Reason::Busy)),
+        })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Acquire {
+    fn drop(self: Pin<&mut Self>) {
+        let this = self.project();
+        this.lane.abandon(this.steps);
+    }
+}
+
+impl fmt::Debug for Acquire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acquire").field("gate", &self.steps).finish_non_exhaustive()
+    }
+}
+
+/// The methods that take a gate alone, written once for all of them.
+macro_rules! guarded {
+    ($gate:ident, $one:literal, $many:literal) => {
+        impl $gate {
+            #[doc = concat!("Waits for a ", $one, ".")]
+            ///
+            /// # Errors
+            ///
+            /// The future resolves to a [`Refusal`](crate::Refusal) that says why and when to come back.
+            ///
+            /// # Cancel safety
+            ///
+            /// Dropped, it loses its place in the queue and nothing else.
+            pub fn acquire(&self) -> crate::guard::Acquire {
+                crate::guard::Guard::enter(self.clone(), 1)
+            }
+
+            #[doc = concat!("Waits for so many ", $many, ", all at once.")]
+            ///
+            /// # Errors
+            ///
+            /// As [`acquire`](Self::acquire); and for more than can ever be had at once, a refusal that says so.
+            pub fn acquire_many(&self, cost: u32) -> crate::guard::Acquire {
+                crate::guard::Guard::enter(self.clone(), cost)
+            }
+
+            #[doc = concat!("Takes a ", $one, " if one is free and nobody waits.")]
+            ///
+            /// # Errors
+            ///
+            /// A [`Refusal`](crate::Refusal) that says why and when to come back.
+            pub fn try_acquire(&self) -> Result<crate::guard::Guard, crate::error::Refusal> {
+                crate::guard::Guard::try_enter(self.clone(), 1)
+            }
+
+            #[doc = concat!("Takes so many ", $many, ", all or none, if they are free and nobody waits.")]
+            ///
+            /// # Errors
+            ///
+            /// As [`try_acquire`](Self::try_acquire).
+            pub fn try_acquire_many(&self, cost: u32) -> Result<crate::guard::Guard, crate::error::Refusal> {
+                crate::guard::Guard::try_enter(self.clone(), cost)
+            }
+        }
+    };
+}
+pub(crate) use guarded;

@@ -1,0 +1,7 @@
+//! Plumbing that no user names: the clock, the waiter queue, striped counters, random numbers, the loom facade.
+
+pub(crate) mod queue;
+pub(crate) mod rng;
+pub(crate) mod sync;
+pub(crate) mod time;
+pub(crate) mod window;

@@ -1,0 +1,185 @@
+//! Counters over the last stretch of time, striped by thread.
+//!
+//! The stretch is cut into [`SLICES`] slices. A counter of a slice is one word that carries the slice's number beside
+//! its count, so a word from a lap ago is seen as stale and started again by whoever adds next: nobody sweeps. Threads
+//! add to stripes of their own; only a reader, who comes when something has failed, walks them all.
+//!
+//! 1. A word changes by compare-and-swap only, so an add never lands in a slice it was not meant for.
+//! 2. A window covers the running slice and the 15 before it: between 15/16 of its length and the whole of it.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use super::sync::{AtomicU64, Relaxed};
+use super::time::{Moment, nanos};
+
+/// A power of two, so that a slice's place is a mask away.
+const SLICES: usize = 16;
+/// The low bits of a word count: 6.8e10 per slice and stripe, more than a billion a second for a minute.
+const COUNT_BITS: u32 = 36;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+/// More stripes than this no longer spread a line that anybody waits for.
+const MAX_STRIPES: usize = 16;
+
+/// Counts of `KINDS` kinds of event over a sliding stretch of time.
+#[derive(Debug)]
+pub(crate) struct Window<const KINDS: usize> {
+    stripes: Box<[Stripe<KINDS>]>,
+    /// The slice of a moment is `moment * multiplier >> 64`: a division by the slice's length without dividing.
+    multiplier: u64,
+}
+
+/// Aligned to two cache lines, which is what x86 prefetches together.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Stripe<const KINDS: usize>([[AtomicU64; SLICES]; KINDS]);
+
+impl<const KINDS: usize> Window<KINDS> {
+    /// A window over `length`, which the caller has checked to be at least a millisecond.
+    pub(crate) fn new(length: Duration) -> Self {
+        let slice = nanos(length) / SLICES as u64;
+        let stripe = || Stripe(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))));
+        Self {
+            stripes: (0..stripe_count()).map(|_| stripe()).collect(),
+            multiplier: ((1_u128 << 64) / u128::from(slice)) as u64,
+        }
+    }
+
+    /// Counts one event of `kind`.
+    #[inline]
+    pub(crate) fn add(&self, kind: usize, now: Moment) {
+        let (slot, tag) = self.place(now);
+        let word = &self.stripes[stripe_index(self.stripes.len())].0[kind][slot];
+        let mut seen = word.load(Relaxed);
+        loop {
+            let next = if seen & !COUNT_MASK != tag {
+                tag | 1
+            } else if seen & COUNT_MASK == COUNT_MASK {
+                return;
+            } else {
+                seen + 1
+            };
+            match word.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(actual) => seen = actual,
+            }
+        }
+    }
+
+    /// The counts of each kind in the window that ends now.
+    pub(crate) fn sum(&self, now: Moment) -> [u64; KINDS] {
+        let newest = self.slice(now);
+        let mut sums = [0; KINDS];
+        for stripe in &self.stripes {
+            for (sum, words) in sums.iter_mut().zip(&stripe.0) {
+                for age in 0..SLICES as u64 {
+                    let slice = newest.wrapping_sub(age);
+                    let word = words[slice as usize % SLICES].load(Relaxed);
+                    if word & !COUNT_MASK == slice << COUNT_BITS {
+                        *sum += word & COUNT_MASK;
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        for word in self.stripes.iter().flat_map(|stripe| stripe.0.iter().flatten()) {
+            word.store(0, Relaxed);
+        }
+    }
+
+    fn slice(&self, now: Moment) -> u64 {
+        ((u128::from(now.nanos()) * u128::from(self.multiplier)) >> 64) as u64
+    }
+
+    #[inline]
+    fn place(&self, now: Moment) -> (usize, u64) {
+        let slice = self.slice(now);
+        (slice as usize % SLICES, slice << COUNT_BITS)
+    }
+}
+
+fn stripe_count() -> usize {
+    #[cfg(resile_loom)]
+    return 1;
+    #[cfg(not(resile_loom))]
+    {
+        static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+        *COUNT.get_or_init(|| {
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            cores.next_power_of_two().min(MAX_STRIPES)
+        })
+    }
+}
+
+/// The stripe of this thread: threads are numbered as they come, so neighbours in time sit on different stripes.
+#[inline]
+fn stripe_index(stripes: usize) -> usize {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    std::thread_local! {
+        static OWN: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    OWN.with(|own| {
+        if own.get() == usize::MAX {
+            own.set(NEXT.fetch_add(1, Relaxed) % MAX_STRIPES);
+        }
+        own.get() & (stripes - 1)
+    })
+}
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_event_is_seen_for_the_length_of_the_window_and_not_longer() {
+        let window = Window::<2>::new(Duration::from_secs(16));
+        window.add(1, Moment::at(0));
+        assert_eq!(window.sum(Moment::at(0)), [0, 1]);
+        assert_eq!(window.sum(Moment::at(14_999_999_999)), [0, 1]);
+        assert_eq!(window.sum(Moment::at(16_000_000_000)), [0, 0]);
+    }
+
+    #[test]
+    fn threads_add_up_exactly() {
+        let window = Window::<1>::new(Duration::from_secs(16));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|_| window.add(0, Moment::at(1))));
+            }
+        });
+        assert_eq!(window.sum(Moment::at(1)), [40_000]);
+    }
+
+    proptest! {
+        /// Law: the sum lies between the events of the last 15/16 of the window and those of the whole of it.
+        #[test]
+        fn the_sum_is_between_that_of_the_shorter_and_the_longer_exact_window(
+            steps in proptest::collection::vec((0_u64..3_000_000, 1_u8..4), 1..200),
+        ) {
+            let length = 16_000_000_u64;
+            let window = Window::<1>::new(Duration::from_nanos(length));
+            let mut events = VecDeque::new();
+            let mut now = 5;
+            for (step, count) in steps {
+                now += step;
+                for _ in 0..count {
+                    window.add(0, Moment::at(now));
+                    events.push_back(now);
+                }
+                let within = |span: u64| events.iter().filter(|at| now - **at < span).count() as u64;
+                let sum = window.sum(Moment::at(now))[0];
+                // A nanosecond of slack at either edge: a slice's border is a rounded product.
+                prop_assert!(sum >= within(length / 16 * 15 - 1), "{sum} at {now}");
+                prop_assert!(sum <= within(length + 1), "{sum} at {now}");
+            }
+        }
+    }
+}

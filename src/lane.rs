@@ -1,0 +1,477 @@
+//! The walk of a call in through the steps and of its outcome back out. What a lane holds, it gives back.
+//!
+//! 1. `frames[..depth]` belong to the steps that the call has passed: a timeout keeps the deadline from before, a retry
+//!    its count, a gate its pass. Nothing else is held, but for the ticket of a gate whose queue the call stands in,
+//!    which lies in `frames[depth]`.
+//! 2. `depth` goes down before a pass is handed back, so no pass is handed back twice, whatever panics.
+//! 3. A clock reading belongs to one poll. It is forgotten when the next begins, and read when somebody asks.
+
+use std::task::{Context, Poll, ready};
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use crate::call::Call;
+use crate::error::{Limit, Refusal, Stop};
+use crate::gate::{Entry, Needs, Outcome, Pass, Ticket, Times};
+use crate::internal::time::{Moment, Timer};
+use crate::policy::Step;
+use crate::retry::{Delays, Frame as RetryFrame, Plan, Situation};
+use crate::verdict::Verdict;
+
+/// How many steps find room in the future itself; a policy with more allocates once per call.
+pub(crate) const INLINE_STEPS: usize = 8;
+
+/// What a step keeps while the call is further in.
+type Frame = [u64; 2];
+
+#[derive(Debug)]
+enum Frames {
+    Inline([Frame; INLINE_STEPS]),
+    Spilled(Box<[Frame]>),
+}
+
+impl Frames {
+    #[inline]
+    fn as_mut(&mut self) -> &mut [Frame] {
+        match self {
+            Self::Inline(frames) => frames,
+            Self::Spilled(frames) => frames,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not polled yet.
+    Start,
+    /// Walking in, at step `depth`.
+    Entering,
+    /// In the queue of the gate at step `depth`, to ask again at this moment if not woken before.
+    Queued(Moment),
+    /// Between two attempts.
+    Backoff(Moment),
+    /// All steps are passed.
+    Running,
+    Done,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    Judged(Verdict),
+    /// The deadline of a step passed, or of the caller (`None`).
+    TimedOut(Option<usize>),
+    Refused(Refusal),
+    Cancelled,
+}
+
+/// Where the way out led.
+#[derive(Debug)]
+pub(crate) enum Out {
+    /// To a retry, which has scheduled another attempt.
+    Again,
+    /// To the caller.
+    Caller(Stop),
+}
+
+/// What a pause ended with.
+enum Woken {
+    Due,
+    Deadline,
+    Cancelled,
+}
+
+/// Everything about a call but the operation itself.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    call: Call,
+    frames: Frames,
+    phase: Phase,
+    /// The first poll; `NEVER` where no step reads the clock.
+    begun: Moment,
+    /// When the operation was made.
+    started: Moment,
+    /// The delays of retries with a backoff of the user's own.
+    delays: Delays,
+    depth: u32,
+    /// How many times the operation was made.
+    made: u32,
+    needs: Needs,
+    /// The operation can't be made again.
+    once: bool,
+    /// The operation of this attempt was made: passes come back with its times.
+    operating: bool,
+    /// User code is running; still set in `drop`, it means a panic.
+    in_user: bool,
+}
+
+impl Lane {
+    pub(crate) const fn new(call: Call, once: bool) -> Self {
+        Self {
+            call,
+            frames: Frames::Inline([[0; 2]; INLINE_STEPS]),
+            phase: Phase::Start,
+            begun: Moment::NEVER,
+            started: Moment::NEVER,
+            delays: Delays::none(),
+            depth: 0,
+            made: 0,
+            needs: Needs::Nothing,
+            once,
+            operating: false,
+            in_user: false,
+        }
+    }
+
+    pub(crate) fn call(&self) -> &Call {
+        &self.call
+    }
+
+    pub(crate) fn call_mut(&mut self) -> &mut Call {
+        &mut self.call
+    }
+
+    pub(crate) fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// How long the call has lasted, if anything of it was measured.
+    pub(crate) fn elapsed(&self) -> Option<Duration> {
+        (self.begun != Moment::NEVER).then(|| self.call.now().since(self.begun))
+    }
+
+    /// Runs user code; a panic in it leaves the mark by which [`Lane::abandon`] knows.
+    #[inline]
+    pub(crate) fn user<R>(&mut self, code: impl FnOnce() -> R) -> R {
+        self.in_user = true;
+        let result = code();
+        self.in_user = false;
+        result
+    }
+
+    /// Brings the call to the operation: through the steps, their queues, and the pause before a retry.
+    #[inline]
+    pub(crate) fn poll_in(
+        &mut self,
+        steps: &[Step],
+        needs: Needs,
+        timer: Pin<&mut Timer>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End>> {
+        if self.phase == Phase::Running {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_steps(steps, needs, timer, cx)
+    }
+
+    fn poll_steps(
+        &mut self,
+        steps: &[Step],
+        needs: Needs,
+        mut timer: Pin<&mut Timer>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End>> {
+        loop {
+            match self.phase {
+                Phase::Start => {
+                    self.start(steps, needs);
+                    if self.call.is_cancelled() {
+                        return Poll::Ready(Err(End::Cancelled));
+                    }
+                }
+                Phase::Entering => {
+                    if let Err(refusal) = self.walk_in(steps) {
+                        return Poll::Ready(Err(End::Refused(refusal)));
+                    }
+                    if self.phase == Phase::Entering {
+                        self.arrive(steps);
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Phase::Queued(_) => {
+                    if let Err(end) = ready!(self.poll_queue(steps, timer.as_mut(), cx)) {
+                        return Poll::Ready(Err(end));
+                    }
+                }
+                Phase::Backoff(until) => {
+                    match ready!(self.poll_pause(timer.as_mut(), until, cx)) {
+                        Woken::Due => {}
+                        Woken::Deadline => return Poll::Ready(Err(End::TimedOut(self.call.limit()))),
+                        Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
+                    }
+                    self.phase = Phase::Entering;
+                    if let Err(refusal) = self.ask_still(steps) {
+                        return Poll::Ready(Err(End::Refused(refusal)));
+                    }
+                }
+                Phase::Running => return Poll::Ready(Ok(())),
+                Phase::Done => panic!("polled again after it was ready"),
+            }
+        }
+    }
+
+    #[inline]
+    fn start(&mut self, steps: &[Step], needs: Needs) {
+        if steps.len() > INLINE_STEPS {
+            self.frames = Frames::Spilled(vec![[0; 2]; steps.len()].into());
+        }
+        self.needs = needs;
+        if needs >= Needs::Now {
+            self.begun = self.call.now();
+        }
+        self.call.start();
+        self.phase = Phase::Entering;
+    }
+
+    /// Enters the steps from `depth` on, up to the first one that makes the call wait or refuses it.
+    fn walk_in(&mut self, steps: &[Step]) -> Result<(), Refusal> {
+        let depth = self.depth as usize;
+        let frames = &mut self.frames.as_mut()[..steps.len()];
+        for (place, (step, frame)) in steps.iter().zip(frames).enumerate().skip(depth) {
+            *frame = match step {
+                Step::Timeout(limit) => self.call.narrow(place, *limit),
+                Step::Retry(retry) => retry.enter().to_words(),
+                Step::Gate(gate) => match gate.enter(&self.call) {
+                    Entry::Pass(pass) => pass.words(),
+                    Entry::Wait(ticket, at) => {
+                        *frame = ticket.words();
+                        self.phase = Phase::Queued(at.unwrap_or(Moment::NEVER));
+                        return Ok(());
+                    }
+                    Entry::Refused(refusal) => return Err(refusal),
+                },
+            };
+            self.depth = place as u32 + 1;
+        }
+        Ok(())
+    }
+
+    /// All steps are passed: the operation's own clock starts.
+    #[inline]
+    fn arrive(&mut self, steps: &[Step]) {
+        self.phase = Phase::Running;
+        self.operating = true;
+        self.made += 1;
+        if self.needs >= Needs::Now {
+            self.started = self.call.now();
+        }
+        if self.made > 1 || self.call.attempt() > 1 {
+            for (step, frame) in steps.iter().zip(self.frames.as_mut()) {
+                if let Step::Retry(_) = step {
+                    *frame = RetryFrame::from_words(*frame).attempt_made().to_words();
+                }
+            }
+        }
+    }
+
+    /// Asks the gate whose queue the call stands in, and waits if it says so. What the gate says wins over a deadline
+    /// that passes in the same poll.
+    fn poll_queue(&mut self, steps: &[Step], timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let place = self.depth as usize;
+        let Some(Step::Gate(gate)) = steps.get(place) else {
+            self.phase = Phase::Entering;
+            return Poll::Ready(Ok(()));
+        };
+        let [a, b] = self.frames.as_mut()[place];
+        match gate.poll_wait(Ticket::new(a, b), &self.call, cx) {
+            Entry::Pass(pass) => {
+                self.frames.as_mut()[place] = pass.words();
+                self.depth += 1;
+                self.phase = Phase::Entering;
+                Poll::Ready(self.ask_still(steps).map_err(End::Refused))
+            }
+            Entry::Refused(refusal) => {
+                self.phase = Phase::Entering;
+                Poll::Ready(Err(End::Refused(refusal)))
+            }
+            Entry::Wait(ticket, at) => {
+                let at = at.unwrap_or(Moment::NEVER);
+                self.frames.as_mut()[place] = ticket.words();
+                self.phase = Phase::Queued(at);
+                let end = match ready!(self.poll_pause(timer, at, cx)) {
+                    Woken::Due => return Poll::Ready(Ok(())),
+                    Woken::Deadline => End::TimedOut(self.call.limit()),
+                    Woken::Cancelled => End::Cancelled,
+                };
+                self.leave_queue(steps);
+                Poll::Ready(Err(end))
+            }
+        }
+    }
+
+    fn leave_queue(&mut self, steps: &[Step]) {
+        let place = self.depth as usize;
+        self.phase = Phase::Entering;
+        if let Some(Step::Gate(gate)) = steps.get(place) {
+            let [a, b] = self.frames.as_mut()[place];
+            gate.abandon(Ticket::new(a, b));
+        }
+    }
+
+    /// After a wait, asks the gates that were passed before it whether their passes still hold.
+    fn ask_still(&mut self, steps: &[Step]) -> Result<(), Refusal> {
+        for (step, &[a, b]) in steps.iter().zip(&self.frames.as_mut()[..self.depth as usize]) {
+            if let Step::Gate(gate) = step {
+                gate.still(&Pass::new(a, b), &self.call)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// While the operation is pending: waits for what could end it.
+    #[inline]
+    pub(crate) fn poll_interrupt(&mut self, timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<End> {
+        Poll::Ready(match ready!(self.poll_pause(timer, Moment::NEVER, cx)) {
+            Woken::Cancelled => End::Cancelled,
+            _ => End::TimedOut(self.call.limit()),
+        })
+    }
+
+    /// Waits until a moment, the deadline or the caller's cancellation, by the one timer.
+    #[inline]
+    fn poll_pause(&mut self, timer: Pin<&mut Timer>, until: Moment, cx: &mut Context<'_>) -> Poll<Woken> {
+        if self.call.poll_cancelled(cx) {
+            return Poll::Ready(Woken::Cancelled);
+        }
+        let deadline = self.call.ends();
+        let at = until.min(deadline);
+        // What is due by this poll's reading needs no timer: tokio's would make it a millisecond.
+        if self.call.read().is_none_or(|now| now < at) {
+            ready!(timer.poll_until(at, cx));
+            self.call.refresh();
+        }
+        Poll::Ready(if deadline <= until { Woken::Deadline } else { Woken::Due })
+    }
+
+    /// Leaves the steps from the innermost outwards, each with the outcome, until a retry calls for another attempt or
+    /// the caller is reached. Every step's end passes through here or through [`Lane::abandon`].
+    pub(crate) fn walk_out(&mut self, steps: &[Step], end: &End) -> Out {
+        let outcome = self.outcome(end);
+        let started = std::mem::take(&mut self.operating);
+        let mut stop = Stop::NoRetry;
+        while let Some(place) = (self.depth as usize).checked_sub(1) {
+            let frame = self.frames.as_mut()[place];
+            match &steps[place] {
+                Step::Timeout(_) => {
+                    self.depth -= 1;
+                    self.call.widen(frame);
+                }
+                Step::Gate(gate) => {
+                    self.depth -= 1;
+                    gate.leave(Pass::new(frame[0], frame[1]), outcome);
+                }
+                Step::Retry(retry) => match self.walk_out_of_retry(retry, place, end, started) {
+                    Ok(until) => {
+                        self.call.next_attempt();
+                        self.phase = until.map_or(Phase::Entering, Phase::Backoff);
+                        return Out::Again;
+                    }
+                    Err(why) => stop = why,
+                },
+            }
+        }
+        self.phase = Phase::Done;
+        Out::Caller(stop)
+    }
+
+    /// Asks a retry for another attempt. Its frame stays in the lane while a backoff of the user's own runs, which may
+    /// panic.
+    #[inline]
+    fn walk_out_of_retry(
+        &mut self,
+        retry: &Plan,
+        place: usize,
+        end: &End,
+        started: bool,
+    ) -> Result<Option<Moment>, Stop> {
+        let situation = Situation { end, started, place, call: &self.call, begun: self.begun, once: self.once };
+        let frame = &mut self.frames.as_mut()[place];
+        let settled = retry.settle(RetryFrame::from_words(*frame), &situation);
+        *frame = settled.to_words();
+        match retry.next(settled, &situation, &mut self.delays) {
+            Ok((next, until)) => {
+                *frame = next.to_words();
+                Ok(until)
+            }
+            Err(stop) => {
+                self.depth -= 1;
+                retry.leave(settled);
+                Err(stop)
+            }
+        }
+    }
+
+    /// What the gates hear.
+    #[inline]
+    fn outcome(&mut self, end: &End) -> Outcome {
+        if !self.operating {
+            return Outcome::NotStarted;
+        }
+        match end {
+            End::Judged(verdict) => Outcome::Judged(*verdict, self.times()),
+            End::TimedOut(Some(_)) => Outcome::Judged(Verdict::Transient(None), self.times()),
+            End::TimedOut(None) | End::Cancelled => Outcome::Abandoned(self.times()),
+            End::Refused(_) => Outcome::NotStarted,
+        }
+    }
+
+    #[inline]
+    fn times(&self) -> Times {
+        let ended = match self.needs {
+            Needs::Nothing => self.started,
+            Needs::Now => self.call.now(),
+            Needs::Elapsed => self.call.refresh(),
+        };
+        Times { started: self.started, ended }
+    }
+
+    /// Gives everything back when the call is dropped half-way.
+    #[inline]
+    pub(crate) fn abandon(&mut self, steps: &[Step]) {
+        if self.phase != Phase::Done && self.phase != Phase::Start {
+            self.give_back(steps);
+        }
+    }
+
+    fn give_back(&mut self, steps: &[Step]) {
+        self.call.forget_time();
+        if let Phase::Queued(_) = self.phase {
+            self.leave_queue(steps);
+        }
+        let outcome = if !self.operating {
+            Outcome::NotStarted
+        } else if self.in_user {
+            Outcome::Judged(Verdict::Transient(None), self.times())
+        } else {
+            Outcome::Abandoned(self.times())
+        };
+        while self.depth > 0 {
+            self.depth -= 1;
+            let place = self.depth as usize;
+            let frame = self.frames.as_mut()[place];
+            match &steps[place] {
+                Step::Timeout(_) => self.call.widen(frame),
+                Step::Gate(gate) => gate.leave(Pass::new(frame[0], frame[1]), outcome),
+                Step::Retry(retry) => retry.leave(RetryFrame::from_words(frame)),
+            }
+        }
+        self.phase = Phase::Done;
+    }
+
+    /// Hands the pass of the only step to a guard, which gives it back instead.
+    pub(crate) fn take_pass(&mut self) -> Pass {
+        self.depth = 0;
+        self.phase = Phase::Done;
+        let [a, b] = self.frames.as_mut()[0];
+        Pass::new(a, b)
+    }
+}
+
+/// The time limit that passed, for the error.
+pub(crate) fn limit(steps: &[Step], place: Option<usize>) -> Limit {
+    match place.and_then(|place| Some((place, steps.get(place)?))) {
+        Some((place, Step::Timeout(limit))) => Limit::Step { step: place + 1, limit: Duration::from_nanos(*limit) },
+        _ => Limit::Caller,
+    }
+}

@@ -1,0 +1,147 @@
+//! What is unusual about a policy, and what it will do.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::policy::Step;
+
+/// Something unusual about a policy; from [`Policy::lint`](crate::Policy::lint).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    lint: Lint,
+    step: Option<usize>,
+    message: String,
+}
+
+/// The kinds of finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Lint {
+    /// No step limits the whole call.
+    NoCallTimeout,
+    /// A retry has no budget.
+    RetryWithoutBudget,
+    /// A retry has no limit on one attempt.
+    NoAttemptTimeout,
+    /// A timeout inside of another is not shorter.
+    AttemptNotShorter,
+    /// A breaker stands outside of a retry.
+    BreakerOutsideRetry,
+    /// A gate stands inside of a retry that tries again when it refuses.
+    RefusalsRetried,
+    /// A retry stands inside of another.
+    NestedRetries,
+    /// A breaker stands inside of a gate that is taken first.
+    BreakerInsideGate,
+    /// No step limits one attempt, so a breaker learns of a hanging peer only from callers who give up.
+    BreakerWithoutTimeout,
+}
+
+impl Finding {
+    /// Which kind it is.
+    #[must_use]
+    pub fn lint(&self) -> Lint {
+        self.lint
+    }
+
+    /// The step it is about, counted from 1; `None` if it is about the whole.
+    #[must_use]
+    pub fn step(&self) -> Option<usize> {
+        self.step
+    }
+
+    /// What will happen.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.step {
+            Some(step) => write!(f, "step {step}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// The steps by kind, with their places.
+struct Layout<'a>(&'a [Step]);
+
+impl Layout<'_> {
+    fn timeouts(&self) -> impl Iterator<Item = (usize, Duration)> {
+        self.0.iter().enumerate().filter_map(|(place, step)| match step {
+            Step::Timeout(limit) => Some((place, Duration::from_nanos(*limit))),
+            _ => None,
+        })
+    }
+
+    fn retries(&self) -> impl Iterator<Item = usize> {
+        self.0.iter().enumerate().filter(|(_, step)| matches!(step, Step::Retry(_))).map(|(place, _)| place)
+    }
+
+    fn gates(&self, breakers: bool) -> impl Iterator<Item = usize> {
+        let is = move |step: &Step| matches!(step, Step::Gate(gate) if gate.is_breaker() == breakers);
+        self.0.iter().enumerate().filter(move |(_, step)| is(step)).map(|(place, _)| place)
+    }
+}
+
+pub(crate) fn lint(steps: &[Step]) -> Vec<Finding> {
+    let layout = Layout(steps);
+    let mut findings = Vec::new();
+    let mut find = |lint, place: Option<usize>, message: String| {
+        findings.push(Finding { lint, step: place.map(|place| place + 1), message });
+    };
+    let first_retry = layout.retries().next();
+
+    if !layout.timeouts().any(|(place, _)| first_retry.is_none_or(|retry| place < retry)) {
+        let message = "nothing limits the whole call: a caller without a deadline waits for every attempt and delay";
+        find(Lint::NoCallTimeout, None, message.into());
+    }
+    for place in layout.retries() {
+        if let Step::Retry(plan) = &steps[place] {
+            if !plan.retry.has_budget() {
+                let message = "without a budget an outage is multiplied by the number of attempts";
+                find(Lint::RetryWithoutBudget, Some(place), message.into());
+            }
+            if plan.retry.retries_refusals() {
+                for gate in layout.gates(false).chain(layout.gates(true)).filter(|gate| *gate > place) {
+                    let message = "each refusal of this gate uses up an attempt of the retry around it";
+                    find(Lint::RefusalsRetried, Some(gate), message.into());
+                }
+            }
+        }
+        if !layout.timeouts().any(|(inner, _)| inner > place) {
+            let message = "nothing limits one attempt: the first one that hangs leaves no time for another";
+            find(Lint::NoAttemptTimeout, Some(place), message.into());
+        }
+        if layout.retries().any(|outer| outer < place) {
+            let message = "attempts multiply: this retry runs anew for each attempt of the one outside";
+            find(Lint::NestedRetries, Some(place), message.into());
+        }
+    }
+    for (place, limit) in layout.timeouts() {
+        if let Some((_, outer)) = layout.timeouts().find(|(outer, other)| *outer < place && *other <= limit) {
+            let message = format!("{limit:?} is not shorter than the {outer:?} outside: it never fires first");
+            find(Lint::AttemptNotShorter, Some(place), message);
+        }
+    }
+    for place in layout.gates(true) {
+        if layout.retries().any(|retry| retry > place) {
+            let message =
+                "this breaker stands outside of a retry: it sees whole calls and opens late, after all attempts";
+            find(Lint::BreakerOutsideRetry, Some(place), message.into());
+        }
+        if layout.gates(false).any(|gate| gate < place) {
+            let message = "calls wait and pay at the gate outside before this breaker refuses them";
+            find(Lint::BreakerInsideGate, Some(place), message.into());
+        }
+        if !layout.timeouts().any(|(inner, _)| inner > place) {
+            let message =
+                "nothing inside of this breaker limits an attempt: a peer that hangs never counts as a failure";
+            find(Lint::BreakerWithoutTimeout, Some(place), message.into());
+        }
+    }
+    findings
+}

@@ -1,0 +1,411 @@
+//! [`Policy`]: the steps that a call goes through, outermost first.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::TryFuture;
+
+use crate::call::{Attempt, CallBuilder};
+use crate::error::{ConfigError, Faults, Name};
+use crate::gate::{AnyGate, IntoGate, Needs};
+use crate::internal::time::nanos;
+use crate::lint::{self, Finding};
+use crate::retry::{Plan, Retry};
+use crate::run::{Once, Plain, Run, WithCall};
+use crate::verdict::ByResult;
+
+/// How many steps a policy may have. The place of a step is kept in a byte.
+const MOST_STEPS: usize = 64;
+
+/// An ordered list of steps around calls: plain data, cheap to clone, the same type whatever is in it.
+///
+/// The first step is the outermost. A timeout limits what stands inside of it, a retry repeats it, a gate admits each
+/// passage. Steps may stand in any order and more than once; the [crate page](crate) has the order that serves most
+/// services, and [`lint`](Policy::lint) says what a departure from it does. A policy never changes; clones share its
+/// gates.
+///
+/// Up to eight steps need no allocation; a policy with more allocates once per call. More than 64 are a
+/// [`ConfigError`].
+///
+/// ```
+/// use std::time::Duration;
+/// use resile::{CircuitBreaker, Policy, Retry, Semaphore, TokenBucket};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("users")
+///     .timeout(Duration::from_secs(2))
+///     .retry(Retry::exponential(Duration::from_millis(50)))
+///     .gate(CircuitBreaker::builder().failure_rate(0.5))
+///     .gate(TokenBucket::per_second(500).burst(50))
+///     .gate(Semaphore::permits(64).max_queue(128))
+///     .timeout(Duration::from_millis(300))
+///     .build()?;
+///
+/// assert_eq!(
+///     policy.to_string(),
+///     "users: timeout 2s → retry ×3 exponential 50ms → breaker → bucket 500/s → semaphore 64 → timeout 300ms"
+/// );
+/// assert_eq!(policy.run(|| async { Ok::<_, std::io::Error>(42) }).await?, 42);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Policy(Arc<Inner>);
+
+struct Inner {
+    name: Name,
+    needs: Needs,
+    steps: Box<[Step]>,
+}
+
+/// One step, checked and ready to be walked.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A limit in nanoseconds.
+    #[doc(hidden)]
+    Timeout(u64),
+    #[doc(hidden)]
+    #[allow(private_interfaces, reason = "the type is public only because a sealed trait mentions it")]
+    Retry(Arc<Plan>),
+    #[doc(hidden)]
+    #[allow(private_interfaces, reason = "the type is public only because a sealed trait mentions it")]
+    Gate(AnyGate),
+}
+
+impl Step {
+    pub(crate) fn timeout(limit: Duration) -> Self {
+        Self::Timeout(nanos(limit))
+    }
+
+    pub(crate) fn needs(&self) -> Needs {
+        match self {
+            Self::Timeout(_) => Needs::Now,
+            Self::Retry(retry) => retry.needs(),
+            Self::Gate(gate) => gate.needs(),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(limit) => write!(f, "timeout {:?}", Duration::from_nanos(*limit)),
+            Self::Retry(plan) => plan.retry.fmt(f),
+            Self::Gate(gate) => fmt::Display::fmt(gate, f),
+        }
+    }
+}
+
+/// Something that holds steps: a policy, a reference to one, or the small policy of a one-shot future.
+pub trait Steps: sealed::Sealed {
+    #[doc(hidden)]
+    fn steps(&self) -> &[Step];
+    #[doc(hidden)]
+    fn needs(&self) -> Needs;
+}
+
+pub(crate) mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Policy {}
+    impl Sealed for &super::Policy {}
+}
+
+impl Steps for Policy {
+    #[inline]
+    fn steps(&self) -> &[Step] {
+        &self.0.steps
+    }
+
+    #[inline]
+    fn needs(&self) -> Needs {
+        self.0.needs
+    }
+}
+
+impl Steps for &Policy {
+    #[inline]
+    fn steps(&self) -> &[Step] {
+        &self.0.steps
+    }
+
+    #[inline]
+    fn needs(&self) -> Needs {
+        self.0.needs
+    }
+}
+
+impl Policy {
+    /// Begins a policy. The name is for people: it stands in drawings and in the errors of [`build`](PolicyBuilder::build).
+    pub fn named(name: impl Into<Cow<'static, str>>) -> PolicyBuilder {
+        let name = Name::from(name.into());
+        PolicyBuilder { faults: Faults::of(format!("policy {}", name.as_str())), name, steps: Vec::new() }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.name.as_str()
+    }
+
+    /// Runs an operation: any closure that makes a future of a `Result`. It is called once per attempt.
+    ///
+    /// The result is judged as [`ByResult`] says; [`classify`](Policy::classify) takes another judge. The closure may
+    /// borrow, and so may an `async` closure; an `async move` closure that owns what its future uses is no operation,
+    /// since the future would borrow the closure: clone inside of it instead.
+    ///
+    /// # Errors
+    ///
+    /// The future resolves to an [`Error`](crate::Error) when the operation failed and was not tried again, when a
+    /// limit passed, when a gate refused, or when the caller cancelled.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped at any time; see [`Run`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = resile::Policy::named("users").build()?;
+    /// let names = vec!["ann", "bob"];
+    /// let first = policy.run(async || names.first().copied().ok_or("nobody")).await;
+    /// assert_eq!(first.unwrap(), "ann");
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn run<O, F>(&self, operation: O) -> Run<&Self, Plain<O>, F, ByResult>
+    where
+        O: FnMut() -> F,
+        F: TryFuture,
+    {
+        self.call().run(operation)
+    }
+
+    /// Runs an operation that sees its [`Attempt`]: the number, the deadline, what is left.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// let policy = resile::Policy::named("users").timeout(Duration::from_secs(1)).build()?;
+    /// let left = policy.run_with(|call| async move { Ok::<_, std::io::Error>(call.remaining()) }).await?;
+    /// assert_eq!(left, Duration::from_secs(1));
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn run_with<O, F>(&self, operation: O) -> Run<&Self, WithCall<O>, F, ByResult>
+    where
+        O: FnMut(Attempt) -> F,
+        F: TryFuture,
+    {
+        self.call().run_with(operation)
+    }
+
+    /// Runs a future that cannot be made twice: as [`run`](Policy::run), but retries are treated as absent.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use resile::{Policy, Retry, Stop};
+    /// let policy = Policy::named("users").retry(Retry::immediate()).build()?;
+    /// let error = policy.run_once(async { Err::<(), _>("down") }).await.unwrap_err();
+    /// assert_eq!((error.attempts(), error.stop()), (1, Stop::NoRetry));
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn run_once<F: TryFuture>(&self, future: F) -> Run<&Self, Once, F, ByResult> {
+        self.call().run_once(future)
+    }
+
+    /// As [`run`](Policy::run), with a future that owns its policy: for `tokio::spawn` and for futures with a name.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = resile::Policy::named("users").build()?;
+    /// let task = tokio::spawn(policy.clone().into_run(|| async { Ok::<_, std::io::Error>(42) }));
+    /// assert_eq!(task.await??, 42);
+    /// # Ok(()) }
+    /// ```
+    pub fn into_run<O, F>(self, operation: O) -> Run<Self, Plain<O>, F, ByResult>
+    where
+        O: FnMut() -> F,
+        F: TryFuture,
+    {
+        CallBuilder::new(self, ByResult).run(operation)
+    }
+
+    /// The same policy with a judge of its own: a closure over `&Result<T, E>` (which has to say its argument's type),
+    /// or anything that implements [`Classify`](crate::Classify).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use resile::{Policy, Retry, Verdict};
+    /// let policy = Policy::named("users").retry(Retry::immediate()).build()?;
+    ///
+    /// let tried = std::cell::Cell::new(0);
+    /// let status = policy
+    ///     .classify(|status: &Result<u16, std::io::Error>| match status {
+    ///         Ok(503) => Verdict::Overloaded(None),
+    ///         Ok(_) => Verdict::Success,
+    ///         Err(_) => Verdict::Transient(None),
+    ///     })
+    ///     .run(|| async { tried.set(tried.get() + 1); Ok(503) })
+    ///     .await?;
+    /// assert_eq!((status, tried.get()), (503, 3), "the last answer comes back, bad as it is");
+    /// # Ok(()) }
+    /// ```
+    pub const fn classify<C>(&self, judge: C) -> Judged<'_, C> {
+        Judged { policy: self, judge }
+    }
+
+    /// Begins a call about which more is to be said; see [`CallBuilder`].
+    #[inline]
+    pub const fn call(&self) -> CallBuilder<&Self, ByResult> {
+        CallBuilder::new(self, ByResult)
+    }
+
+    /// What stands in an unusual place or is missing, each with a sentence on what will happen. Nothing is forbidden.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use resile::{Lint, Policy, Retry};
+    ///
+    /// let policy = Policy::named("users")
+    ///     .timeout(Duration::from_secs(1))
+    ///     .retry(Retry::exponential(Duration::from_millis(50)))
+    ///     .timeout(Duration::from_secs(1))
+    ///     .build()?;
+    /// let kinds: Vec<Lint> = policy.lint().iter().map(|finding| finding.lint()).collect();
+    /// assert_eq!(kinds, [Lint::RetryWithoutBudget, Lint::AttemptNotShorter]);
+    /// # Ok::<(), resile::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn lint(&self) -> Vec<Finding> {
+        lint::lint(&self.0.steps)
+    }
+}
+
+/// Draws the pipeline on one line.
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.name())?;
+        for (place, step) in self.0.steps.iter().enumerate() {
+            f.write_str(if place == 0 { " " } else { " → " })?;
+            step.fmt(f)?;
+        }
+        if self.0.steps.is_empty() { f.write_str(" no steps") } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy").field("name", &self.0.name).field("steps", &self.0.steps).finish()
+    }
+}
+
+/// Collects steps, outermost first; see [`Policy`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct PolicyBuilder {
+    name: Name,
+    steps: Vec<Step>,
+    faults: Faults,
+}
+
+impl PolicyBuilder {
+    /// Limits what stands inside of it, from when the call comes by: as the first step the whole call, inside of a retry
+    /// one attempt. [`Duration::MAX`] is no limit; with a limit of zero only what is ready at once succeeds.
+    ///
+    /// tokio's timers have a grain of a millisecond: a limit never fires early, and up to two milliseconds late.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.steps.push(Step::timeout(limit));
+        self
+    }
+
+    /// Repeats what stands inside of it.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        match retry.build() {
+            Ok(plan) => self.steps.push(Step::Retry(Arc::new(plan))),
+            Err(faults) => self.faulty("retry", faults),
+        }
+        self
+    }
+
+    /// Admits each passage through a gate. Takes a gate, whose state it then shares with whoever else has a handle of
+    /// it, or the builder of one.
+    pub fn gate(mut self, gate: impl IntoGate) -> Self {
+        match gate.into_gate() {
+            Ok(gate) => self.steps.push(Step::Gate(AnyGate::new(gate))),
+            Err(faults) => self.faulty("gate", faults),
+        }
+        self
+    }
+
+    /// Keeps the place of a step that could not be built, so that those after it are counted right.
+    fn faulty(&mut self, kind: &str, faults: ConfigError) {
+        self.faults.absorb(&format!("step {} ({kind})", self.steps.len() + 1), faults);
+        self.steps.push(Step::timeout(Duration::MAX));
+    }
+
+    /// The policy.
+    ///
+    /// # Errors
+    ///
+    /// Every wrong setting of every step, all at once; or more than 64 steps.
+    pub fn build(mut self) -> Result<Policy, ConfigError> {
+        let count = self.steps.len();
+        self.faults.check(count <= MOST_STEPS, "steps", &count, "0 to 64");
+        self.faults.into_result()?;
+        let needs = self.steps.iter().map(Step::needs).max().unwrap_or(Needs::Nothing);
+        Ok(Policy(Arc::new(Inner { name: self.name, needs, steps: self.steps.into() })))
+    }
+}
+
+/// A policy with a judge; from [`Policy::classify`]. It is `Copy` if its judge is, so that it can be used again.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a policy does nothing until something is run"]
+pub struct Judged<'a, C> {
+    policy: &'a Policy,
+    judge: C,
+}
+
+impl<'a, C> Judged<'a, C> {
+    /// Runs an operation; see [`Policy::run`].
+    pub fn run<O, F>(self, operation: O) -> Run<&'a Policy, Plain<O>, F, C>
+    where
+        O: FnMut() -> F,
+        F: TryFuture,
+    {
+        self.call().run(operation)
+    }
+
+    /// Runs an operation that sees its call; see [`Policy::run_with`].
+    pub fn run_with<O, F>(self, operation: O) -> Run<&'a Policy, WithCall<O>, F, C>
+    where
+        O: FnMut(Attempt) -> F,
+        F: TryFuture,
+    {
+        self.call().run_with(operation)
+    }
+
+    /// Runs a future that cannot be made twice; see [`Policy::run_once`].
+    pub fn run_once<F: TryFuture>(self, future: F) -> Run<&'a Policy, Once, F, C> {
+        self.call().run_once(future)
+    }
+
+    /// Runs an operation with a future that owns its policy; see [`Policy::into_run`]. Cost: one `Arc` clone.
+    pub fn into_run<O, F>(self, operation: O) -> Run<Policy, Plain<O>, F, C>
+    where
+        O: FnMut() -> F,
+        F: TryFuture,
+    {
+        self.call().owned().run(operation)
+    }
+
+    /// Begins a call about which more is to be said; see [`CallBuilder`].
+    pub fn call(self) -> CallBuilder<&'a Policy, C> {
+        CallBuilder::new(self.policy, self.judge)
+    }
+}

@@ -1,0 +1,260 @@
+//! The arithmetic of a token bucket: one number that says up to when the tokens are spoken for.
+//!
+//! This is the generic cell rate algorithm (ITU-T I.371, the virtual scheduling form): the state is the theoretical
+//! arrival time, a token moves it on by one interval, and a call fits if it would not lie further ahead of now than the
+//! burst. The usual form counts in nanoseconds and has to round the interval. Here time is stretched by a factor of 1 to
+//! 2 instead, so that one token is exactly a power of two of units, none longer than a nanosecond:
+//!
+//! ```text
+//! virtual(t) = t * multiplier >> 62        one token = 1 << bits        burst = tokens << bits
+//! ```
+//!
+//! Taking is an addition and a comparison, nothing is rounded but the reading of the clock (to less than a unit), the
+//! long-run rate is exact, and so is the advice: [`Pace::due`] is the first nanosecond at which the same question gets
+//! another answer.
+
+use crate::internal::time::{Moment, nanos};
+use std::time::Duration;
+
+/// Where the stretched time begins: 18 years before the process, so that no reading is earlier.
+const BASE: u64 = (1 << 62) - (1 << 59);
+/// Where it ends, 18 years after the process: later readings count as this.
+const LAST: u64 = 1 << 60;
+/// The most a burst may span, about nine years of stretched time.
+const LONGEST_SPAN: u64 = 1 << 58;
+const SHIFT: u32 = 62;
+
+/// So many per so long, as an exact fraction.
+///
+/// ```
+/// use std::time::Duration;
+/// use resile::{Rate, TokenBucket};
+///
+/// let slow = Rate::new(3, Duration::from_secs(7));
+/// let bucket = TokenBucket::new(slow).burst(1).build()?;
+/// # let _ = bucket;
+/// # Ok::<(), resile::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub(super) count: u64,
+    pub(super) period: u64,
+}
+
+impl Rate {
+    /// `count` in each `period`. What a rate allows is checked where it is built into something.
+    #[must_use]
+    pub const fn new(count: u64, period: Duration) -> Self {
+        Self { count, period: nanos(period) }
+    }
+
+    /// `count` in each second.
+    #[must_use]
+    pub const fn per_second(count: u64) -> Self {
+        Self::new(count, Duration::from_secs(1))
+    }
+
+    /// `count` in each minute.
+    #[must_use]
+    pub const fn per_minute(count: u64) -> Self {
+        Self::new(count, Duration::from_secs(60))
+    }
+}
+
+/// A rate and a burst, made ready for the arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pace {
+    /// Units per nanosecond, in 2^-62.
+    pub(super) multiplier: u64,
+    /// A token is `1 << bits` units.
+    pub(super) bits: u32,
+    pub(super) burst: u32,
+}
+
+/// The answer to a request for tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Take {
+    /// They are there: the state after taking them.
+    Now(u64),
+    /// They are there from this moment on.
+    At(Moment),
+}
+
+impl Pace {
+    /// The pace of a rate that the caller has checked, or `None` if the burst spans too long a time.
+    pub(super) fn new(rate: Rate, burst: u32) -> Option<Self> {
+        // The smallest power of two that is no less than the interval in nanoseconds: bits <= 55 for a year.
+        let bits = (0..SHIFT).find(|bits| u128::from(rate.count) << bits >= u128::from(rate.period))?;
+        let multiplier = (u128::from(rate.count) << (bits + SHIFT)) / u128::from(rate.period);
+        let fits = u128::from(burst) << bits <= u128::from(LONGEST_SPAN);
+        fits.then_some(Self { multiplier: multiplier as u64, bits, burst })
+    }
+
+    /// The stretched time.
+    #[inline]
+    pub(super) fn virtual_time(self, now: Moment) -> u64 {
+        let elapsed = now.nanos().saturating_sub(BASE).min(LAST);
+        ((u128::from(elapsed) * u128::from(self.multiplier)) >> SHIFT) as u64
+    }
+
+    /// The first moment whose stretched time is no less than this.
+    fn moment(self, time: u64) -> Moment {
+        let elapsed = (u128::from(time) << SHIFT).div_ceil(u128::from(self.multiplier)) as u64;
+        Moment::from_nanos(BASE.saturating_add(elapsed))
+    }
+
+    #[inline]
+    pub(super) fn cost(self, tokens: u32) -> u64 {
+        // Checked against the burst before, whose span was checked when the pace was made; in a queue's total the
+        // factors are at most 2^24 waiters of a burst each, so saturate.
+        u64::from(tokens) << self.bits
+    }
+
+    #[inline]
+    pub(super) fn span(self) -> u64 {
+        self.cost(self.burst)
+    }
+
+    /// Asks for tokens, no more than the burst, behind others that are spoken for but not taken yet.
+    #[inline]
+    pub(super) fn take(self, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
+        let time = self.virtual_time(now);
+        let next = state.max(time).saturating_add(ahead).saturating_add(self.cost(tokens));
+        // An idle bucket's state lies in the past and counts as now: it is full, never more.
+        if next - time <= self.span() { Take::Now(next) } else { Take::At(self.moment(next - self.span())) }
+    }
+
+    /// How many tokens are there.
+    pub(super) fn available(self, state: u64, now: Moment) -> u32 {
+        let time = self.virtual_time(now);
+        (self.span().saturating_sub(state.max(time) - time) >> self.bits) as u32
+    }
+
+    /// The state of another pace that has as many tokens at this moment, fractions included, up to its burst.
+    pub(super) fn convert(self, state: u64, now: Moment, to: Self) -> u64 {
+        let time = self.virtual_time(now);
+        let level = u128::from(self.span().saturating_sub(state.max(time) - time));
+        let level = ((level << to.bits) >> self.bits).min(u128::from(to.span())) as u64;
+        to.virtual_time(now) + to.span() - level
+    }
+}
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rates() -> impl Strategy<Value = Rate> {
+        prop_oneof![
+            Just(Rate::per_second(1)),
+            Just(Rate::per_second(1_000_000_000)),
+            Just(Rate::per_second(999_983)),
+            Just(Rate::new(3, Duration::from_secs(7))),
+            (1_u64..1_000_000_000).prop_map(Rate::per_second),
+            (1_u64..1000, 1_u64..86_400).prop_map(|(count, secs)| Rate::new(count, Duration::from_secs(secs))),
+        ]
+    }
+
+    /// L4: intervals that are no whole nanoseconds lose nothing in the long run.
+    #[test]
+    fn the_long_run_rate_is_exact() {
+        for rate in [Rate::new(3, Duration::from_secs(7)), Rate::per_second(999_983), Rate::per_second(7)] {
+            let pace = Pace::new(rate, 1).unwrap();
+            let (mut state, mut now) = (0, Moment::at(0));
+            let start = now;
+            let tokens = 100_000_u64;
+            for _ in 0..=tokens {
+                loop {
+                    match pace.take(state, now, 0, 1) {
+                        Take::Now(next) => break state = next,
+                        Take::At(at) => now = at,
+                    }
+                }
+            }
+            let exact = u128::from(tokens) * u128::from(rate.period) / u128::from(rate.count);
+            let took = u128::from(now.nanos_since(start));
+            assert!(took.abs_diff(exact) <= 1, "{rate:?}: {took} for {exact}");
+        }
+    }
+
+    /// L1: after a long idle time exactly the burst passes, not one more.
+    #[test]
+    fn an_idle_bucket_holds_its_burst_and_no_more() {
+        let pace = Pace::new(Rate::per_second(10), 5).unwrap();
+        let now = Moment::at(365 * 86_400 * 1_000_000_000);
+        assert_eq!(pace.available(0, now), 5);
+        let mut state = 0;
+        let took = (0..100).take_while(|_| match pace.take(state, now, 0, 1) {
+            Take::Now(next) => {
+                state = next;
+                true
+            }
+            Take::At(_) => false,
+        });
+        assert_eq!(took.count(), 5);
+    }
+
+    #[test]
+    fn readings_at_the_ends_of_time_neither_panic_nor_overflow() {
+        let pace = Pace::new(Rate::per_second(1_000_000_000), 1_000_000).unwrap();
+        for now in [Moment::from_nanos(0), Moment::at(0), Moment::NEVER] {
+            let Take::Now(state) = pace.take(0, now, 0, 1) else { panic!("an idle bucket is full") };
+            assert!(pace.available(state, now) < 1_000_000);
+            assert!(pace.take(state, Moment::from_nanos(0), u64::MAX, 1) != Take::Now(0));
+        }
+    }
+
+    proptest! {
+        /// Law: in no interval more than burst + ceil(rate × t), whatever the clock does; the advice is exact to the
+        /// nanosecond; a refusal changes nothing by construction, since the state is the caller's.
+        #[test]
+        fn no_interval_holds_more_than_burst_and_rate(
+            rate in rates(),
+            burst in 1_u32..20,
+            steps in proptest::collection::vec((0_u64..4, 1_u32..6, any::<bool>()), 1..120),
+        ) {
+            let pace = Pace::new(rate, burst).unwrap();
+            let interval = (rate.period / rate.count).max(1);
+            let (mut state, mut now) = (0, Moment::at(0));
+            let mut taken: Vec<(u64, u64)> = Vec::new();
+            for (step, tokens, jump) in steps {
+                let year = 365 * 86_400 * 1_000_000_000;
+                now = now.plus_nanos(step * interval / 2 + u64::from(jump && step == 3) * year);
+                let tokens = tokens.min(burst);
+                match pace.take(state, now, 0, tokens) {
+                    Take::Now(next) => {
+                        state = next;
+                        taken.push((now.nanos(), tokens.into()));
+                    }
+                    Take::At(at) => {
+                        prop_assert!(at > now);
+                        prop_assert!(matches!(pace.take(state, at, 0, tokens), Take::Now(_)));
+                        let before = Moment::from_nanos(at.nanos() - 1);
+                        prop_assert!(matches!(pace.take(state, before, 0, tokens), Take::At(_)));
+                    }
+                }
+                for (place, (from, _)) in taken.iter().enumerate() {
+                    let mut sum = 0;
+                    for (to, count) in &taken[place..] {
+                        sum += count;
+                        let time = u128::from(to - from);
+                        let allowed = u128::from(burst) + (time * u128::from(rate.count)).div_ceil(u128::from(rate.period));
+                        prop_assert!(u128::from(sum) <= allowed, "{sum} of {allowed} in {time} ns");
+                    }
+                }
+            }
+        }
+
+        /// Law: a change of rate keeps the level, clipped at the new burst, to less than a token.
+        #[test]
+        fn a_change_of_rate_keeps_the_level(a in rates(), b in rates(), burst in (1_u32..50, 1_u32..50), spent in 0_u32..50) {
+            let (from, to) = (Pace::new(a, burst.0).unwrap(), Pace::new(b, burst.1).unwrap());
+            let now = Moment::at(77);
+            let spent = spent.min(burst.0);
+            let Take::Now(state) = from.take(0, now, 0, spent) else { panic!("full") };
+            let after = from.convert(state, now, to);
+            prop_assert_eq!(to.available(after, now), (burst.0 - spent).min(burst.1));
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! How long to wait before each retry: strategies, jitter, and delays of your own.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::internal::rng::{mix, up_to};
+use crate::internal::time::nanos;
+
+/// A source of delays: any iterator of durations that can be started anew for each call.
+///
+/// When the iterator ends, so do the retries. It is boxed at a call's first retry; the built-in strategies need no
+/// allocation.
+///
+/// ```
+/// use std::time::Duration;
+/// use resile::Retry;
+///
+/// let fixed = Retry::with([Duration::from_millis(10), Duration::from_millis(100)]);
+/// let squares = Retry::with((1..).map(|n: u32| Duration::from_millis(10) * n * n));
+/// # let _ = (fixed, squares);
+/// ```
+pub trait Backoff: Send + Sync + 'static {
+    /// The delays of one call, from its first retry on.
+    fn delays(&self) -> Box<dyn Iterator<Item = Duration> + Send>;
+}
+
+impl<I> Backoff for I
+where
+    I: IntoIterator<Item = Duration> + Clone + Send + Sync + 'static,
+    I::IntoIter: Send + 'static,
+{
+    fn delays(&self) -> Box<dyn Iterator<Item = Duration> + Send> {
+        Box::new(self.clone().into_iter())
+    }
+}
+
+/// How a delay is spread, so that callers who failed together don't come back together.
+///
+/// The spread delay is never longer than `max_delay`. The names are those of Marc Brooker's "Exponential Backoff And
+/// Jitter" (2015).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Jitter {
+    /// The delay as computed.
+    None,
+    /// Anything from nothing to the delay. Spreads best, and is the default of exponential backoff.
+    Full,
+    /// Half of the delay, and anything up to the other half: a retry is never immediate.
+    Equal,
+    /// Anything from the first delay to three times the previous one, whatever the strategy.
+    Decorrelated,
+}
+
+#[derive(Clone)]
+pub(crate) enum Curve {
+    Constant(u64),
+    Linear(u64),
+    Exponential { first: u64, factor: f64 },
+    Fibonacci(u64),
+    Own(Arc<dyn Backoff>),
+}
+
+impl Curve {
+    /// The delay before retry `n`, counted from 1, in nanoseconds; saturates. `None` for a strategy of the user's own.
+    fn raw(&self, n: u32) -> Option<u64> {
+        Some(match self {
+            Self::Constant(delay) => *delay,
+            Self::Linear(first) => first.saturating_mul(n.into()),
+            // A float as large as the cast's range or infinite becomes the largest integer, a zero stays one.
+            Self::Exponential { first, factor } => (*first as f64 * factor.powi(n as i32 - 1)) as u64,
+            Self::Fibonacci(first) => first.saturating_mul(fibonacci(n)),
+            Self::Own(_) => return None,
+        })
+    }
+
+    fn first(&self) -> u64 {
+        self.raw(1).unwrap_or(0)
+    }
+}
+
+fn fibonacci(n: u32) -> u64 {
+    let (mut a, mut b) = (0_u64, 1_u64);
+    for _ in 0..n.min(94) {
+        (a, b) = (b, a.saturating_add(b));
+    }
+    a
+}
+
+impl fmt::Display for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Constant(0) => f.write_str("immediate"),
+            Self::Constant(delay) => write!(f, "constant {:?}", Duration::from_nanos(*delay)),
+            Self::Linear(first) => write!(f, "linear {:?}", Duration::from_nanos(*first)),
+            Self::Exponential { first, .. } => write!(f, "exponential {:?}", Duration::from_nanos(*first)),
+            Self::Fibonacci(first) => write!(f, "fibonacci {:?}", Duration::from_nanos(*first)),
+            Self::Own(_) => f.write_str("own backoff"),
+        }
+    }
+}
+
+impl fmt::Debug for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The delays of those retry steps of a call that have a backoff of the user's own.
+#[derive(Default)]
+pub(crate) struct Delays(Option<Box<Running>>);
+
+type Running = Vec<(usize, Box<dyn Iterator<Item = Duration> + Send>)>;
+
+impl Delays {
+    pub(crate) const fn none() -> Self {
+        Self(None)
+    }
+
+    fn next(&mut self, place: usize, n: u32, backoff: &Arc<dyn Backoff>) -> Option<Duration> {
+        let running = self.0.get_or_insert_default();
+        if n == 1 {
+            running.retain(|(other, _)| *other != place);
+            running.push((place, backoff.delays()));
+        }
+        running.iter_mut().find(|(other, _)| *other == place)?.1.next()
+    }
+}
+
+impl fmt::Debug for Delays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Delays").field(&self.0.as_ref().map_or(0, |running| running.len())).finish()
+    }
+}
+
+/// A strategy with its jitter and its cap: the machine that says how long.
+#[derive(Clone, Debug)]
+pub(crate) struct Schedule {
+    pub(crate) curve: Curve,
+    pub(crate) jitter: Jitter,
+    /// The longest delay, in nanoseconds. It holds after jitter.
+    pub(crate) cap: u64,
+}
+
+/// Which delay is asked for.
+pub(crate) struct Ask {
+    /// The retry step's place in the policy.
+    pub(crate) place: usize,
+    /// Which retry, counted from 1.
+    pub(crate) n: u32,
+    /// The delay before, in nanoseconds.
+    pub(crate) previous: u64,
+    /// Random bits of this call and this retry.
+    pub(crate) bits: u64,
+}
+
+impl Schedule {
+    /// The delay in nanoseconds, or `None` when the user's iterator has ended.
+    pub(crate) fn delay(&self, ask: &Ask, delays: &mut Delays) -> Option<u64> {
+        let raw = match &self.curve {
+            Curve::Own(backoff) => nanos(delays.next(ask.place, ask.n, backoff)?),
+            built_in => built_in.raw(ask.n)?,
+        };
+        let delay = raw.min(self.cap);
+        Some(match self.jitter {
+            Jitter::None => delay,
+            Jitter::Full => up_to(ask.bits, delay),
+            Jitter::Equal => delay - up_to(ask.bits, delay / 2),
+            Jitter::Decorrelated => {
+                let low = self.curve.first().min(self.cap);
+                let high = ask.previous.max(low).saturating_mul(3).min(self.cap).max(low);
+                low + up_to(ask.bits, high - low)
+            }
+        })
+    }
+}
+
+/// Random bits for one retry of one call: a pure function, so a seed makes a run repeatable.
+pub(crate) fn bits(seed: u64, call: u32, n: u32) -> u64 {
+    mix(mix(seed ^ u64::from(call) << 32) ^ u64::from(n))
+}
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn schedule(curve: Curve, jitter: Jitter, cap: u64) -> Schedule {
+        Schedule { curve, jitter, cap }
+    }
+
+    fn delays(schedule: &Schedule, count: u32, seed: u64) -> Vec<u64> {
+        let mut own = Delays::none();
+        let mut previous = 0;
+        (1..=count)
+            .map_while(|n| {
+                let ask = Ask { place: 0, n, previous, bits: bits(seed, 0, n) };
+                schedule.delay(&ask, &mut own).inspect(|delay| previous = *delay)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn strategies_grow_as_their_names_say() {
+        let plain = |curve| delays(&schedule(curve, Jitter::None, u64::MAX), 6, 0);
+        assert_eq!(plain(Curve::Constant(5)), [5, 5, 5, 5, 5, 5]);
+        assert_eq!(plain(Curve::Linear(5)), [5, 10, 15, 20, 25, 30]);
+        assert_eq!(plain(Curve::Exponential { first: 5, factor: 2.0 }), [5, 10, 20, 40, 80, 160]);
+        assert_eq!(plain(Curve::Fibonacci(5)), [5, 5, 10, 15, 25, 40]);
+        let own: Arc<dyn Backoff> = Arc::new([Duration::from_nanos(7), Duration::from_nanos(3)]);
+        assert_eq!(plain(Curve::Own(own)), [7, 3]);
+    }
+
+    /// R1: powers that no integer or float holds end at exactly the cap.
+    #[test]
+    fn a_delay_that_overflows_is_exactly_the_cap() {
+        for curve in [Curve::Exponential { first: MS, factor: 10.0 }, Curve::Linear(u64::MAX / 2), Curve::Fibonacci(MS)]
+        {
+            let all = delays(&schedule(curve, Jitter::None, 30 * MS), 1000, 0);
+            assert_eq!(all[999], 30 * MS);
+            assert!(all.iter().all(|delay| *delay <= 30 * MS));
+        }
+    }
+
+    #[test]
+    fn full_jitter_is_uniform() {
+        let schedule = schedule(Curve::Constant(999), Jitter::Full, u64::MAX);
+        let mut bins = [0_u32; 10];
+        for call in 0..20_000 {
+            let ask = Ask { place: 0, n: 1, previous: 0, bits: bits(7, call, 1) };
+            bins[schedule.delay(&ask, &mut Delays::none()).unwrap() as usize / 100] += 1;
+        }
+        assert!(bins.iter().all(|n| (1_800..2_200).contains(n)), "{bins:?}");
+    }
+
+    proptest! {
+        /// Law: 0 <= delay <= cap whatever the curve, the jitter and the seed; equal jitter keeps half.
+        #[test]
+        fn a_delay_is_never_above_the_cap(
+            first in 0_u64..=u64::MAX / 4,
+            factor in 1.0_f64..1e6,
+            cap in 0_u64..=u64::MAX / 2,
+            seed: u64,
+            kind in 0..4,
+        ) {
+            let curve = match kind {
+                0 => Curve::Constant(first),
+                1 => Curve::Linear(first),
+                2 => Curve::Fibonacci(first),
+                _ => Curve::Exponential { first, factor },
+            };
+            let plain = delays(&schedule(curve.clone(), Jitter::None, cap), 70, seed);
+            for jitter in [Jitter::None, Jitter::Full, Jitter::Equal, Jitter::Decorrelated] {
+                let all = delays(&schedule(curve.clone(), jitter, cap), 70, seed);
+                for (delay, plain) in all.iter().zip(&plain) {
+                    prop_assert!(*delay <= cap);
+                    match jitter {
+                        Jitter::Equal => prop_assert!(*delay >= plain / 2 && delay <= plain),
+                        Jitter::Full => prop_assert!(delay <= plain),
+                        Jitter::Decorrelated => prop_assert!(*delay >= first.min(cap)),
+                        _ => prop_assert_eq!(delay, plain),
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! [`Retry`]: trying again, after a while, within limits.
+//!
+//! Some failures pass: a connection was reset, a replica was restarting. Trying again helps then, and does harm
+//! otherwise, so a retry step has several limits, and the first one reached ends the call with the last error:
+//!
+//! | limit | setter | default | why |
+//! | --- | --- | --- | --- |
+//! | attempts, the first included | [`max_attempts`](Retry::max_attempts) | 3 | more rarely helps, and multiplies an outage |
+//! | one delay, after jitter | [`max_delay`](Retry::max_delay) | 30 s | nobody waits longer for one try |
+//! | a peer's hint | [`max_hint`](Retry::max_hint) | 60 s | a garbled header must not park a call for years |
+//! | time since the first attempt | [`max_elapsed`](Retry::max_elapsed) | none | a deadline does it better |
+//! | the deadline | a timeout step outside, or the caller's | none | a delay that doesn't fit is not slept |
+//! | retries of all calls together | [`budget`](Retry::budget) | none | see [`RetryBudget`] |
+//!
+//! Which results are tried again is the judge's business ([`Classify`](crate::Classify)): `Err` unless told otherwise,
+//! and a bad `Ok` if the judge says so. What gates inside of the retry refuse is final unless
+//! [`on_refusal`](Retry::on_refusal) says otherwise: a breaker that has just opened won't have closed in 50 ms.
+//!
+//! # Cancellation
+//!
+//! A call dropped in its backoff makes no further attempt, and the retry that was charged to the budget is refunded.
+//!
+//! # Cost
+//!
+//! A call that succeeds at once pays for two words in its future. A retry draws 64 random bits and, with the built-in
+//! strategies, allocates nothing.
+
+mod backoff;
+mod budget;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+pub use backoff::{Backoff, Jitter};
+pub use budget::{RatioBuilder, RetryBudget, ShareBuilder};
+
+pub(crate) use backoff::Delays;
+use backoff::{Ask, Curve, Schedule, bits};
+
+use crate::call::Call;
+use crate::error::{ConfigError, Faults, Reason, Stop};
+use crate::gate::Needs;
+use crate::internal::rng::entropy;
+use crate::internal::time::{Moment, nanos};
+use crate::lane::End;
+use crate::verdict::Verdict;
+
+const DEFAULT_ATTEMPTS: u32 = 3;
+const MOST_ATTEMPTS: u32 = 1000;
+const DEFAULT_MAX_DELAY: Duration = Duration::from_secs(30);
+const DEFAULT_MAX_HINT: Duration = Duration::from_secs(60);
+/// Longer settings are refused: a day is no backoff.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// A retry step: when to try again, and after how long. See the [module](self) for its limits.
+///
+/// ```
+/// use std::time::Duration;
+/// use resile::{Policy, Retry};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("users")
+///     .retry(Retry::exponential(Duration::from_millis(50)).max_attempts(4))
+///     .build()?;
+///
+/// let tried = std::cell::Cell::new(0);
+/// let user = policy
+///     .run(|| async {
+///         tried.set(tried.get() + 1);
+///         if tried.get() < 3 { Err(std::io::Error::other("reset")) } else { Ok("ann") }
+///     })
+///     .await?;
+/// assert_eq!((user, tried.get()), ("ann", 3));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a retry does nothing until it is a step of a policy"]
+pub struct Retry {
+    curve: Curve,
+    jitter: Jitter,
+    max_delay: Duration,
+    max_attempts: u32,
+    max_elapsed: Option<Duration>,
+    max_hint: Duration,
+    min_attempt: Duration,
+    on_refusal: OnRefusal,
+    budget: Option<RetryBudget>,
+    seed: Option<u64>,
+}
+
+/// What a retry does when a gate inside of it refuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OnRefusal {
+    /// The refusal is final. The default: the gate protects somebody, and asking again at once helps nobody.
+    #[default]
+    Stop,
+    /// Try again like after an overloaded peer: not before the gate's advice. Refusals that can't change stay final.
+    Retry,
+}
+
+impl Retry {
+    const fn of(curve: Curve, jitter: Jitter) -> Self {
+        Self {
+            curve,
+            jitter,
+            max_delay: DEFAULT_MAX_DELAY,
+            max_attempts: DEFAULT_ATTEMPTS,
+            max_elapsed: None,
+            max_hint: DEFAULT_MAX_HINT,
+            min_attempt: Duration::ZERO,
+            on_refusal: OnRefusal::Stop,
+            budget: None,
+            seed: None,
+        }
+    }
+
+    /// Tries again without a delay: for peers of which there are many, behind a balancer that picks another one.
+    pub const fn immediate() -> Self {
+        Self::of(Curve::Constant(0), Jitter::None)
+    }
+
+    /// The same delay before each retry, without jitter unless asked.
+    pub const fn constant(delay: Duration) -> Self {
+        Self::of(Curve::Constant(nanos(delay)), Jitter::None)
+    }
+
+    /// Delays of `first`, twice, three times that, and so on, without jitter unless asked.
+    pub const fn linear(first: Duration) -> Self {
+        Self::of(Curve::Linear(nanos(first)), Jitter::None)
+    }
+
+    /// Delays that double from `first` on, with full jitter unless told otherwise.
+    pub const fn exponential(first: Duration) -> Self {
+        Self::of(Curve::Exponential { first: nanos(first), factor: 2.0 }, Jitter::Full)
+    }
+
+    /// Delays of `first` times 1, 1, 2, 3, 5, 8 and so on, without jitter unless asked.
+    pub const fn fibonacci(first: Duration) -> Self {
+        Self::of(Curve::Fibonacci(nanos(first)), Jitter::None)
+    }
+
+    /// Delays of your own, without jitter unless asked; see [`Backoff`].
+    pub fn with(backoff: impl Backoff) -> Self {
+        Self::of(Curve::Own(Arc::new(backoff)), Jitter::None)
+    }
+
+    /// By how much an exponential delay grows each time: 2 unless said, 1 to 100. Other strategies ignore it.
+    pub fn factor(mut self, by: f64) -> Self {
+        if let Curve::Exponential { factor, .. } = &mut self.curve {
+            *factor = by;
+        }
+        self
+    }
+
+    /// How delays are spread.
+    pub const fn jitter(mut self, jitter: Jitter) -> Self {
+        self.jitter = jitter;
+        self
+    }
+
+    /// The longest delay, after jitter: 30 s unless said, at most a day.
+    pub const fn max_delay(mut self, delay: Duration) -> Self {
+        self.max_delay = delay;
+        self
+    }
+
+    /// How many attempts a call gets, the first one included: 3 unless said, 1 to 1000.
+    pub const fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts;
+        self
+    }
+
+    /// No retry begins later than this after the call's first poll. Unlike a timeout it cuts no attempt short.
+    pub const fn max_elapsed(mut self, elapsed: Duration) -> Self {
+        self.max_elapsed = Some(elapsed);
+        self
+    }
+
+    /// The longest hint of a peer that is honoured: 60 s unless said, at most a day. A longer one is cut to this.
+    pub const fn max_hint(mut self, hint: Duration) -> Self {
+        self.max_hint = hint;
+        self
+    }
+
+    /// How long an attempt takes at least: a retry that would have less before the deadline is not made. 0 unless said.
+    pub const fn min_attempt(mut self, time: Duration) -> Self {
+        self.min_attempt = time;
+        self
+    }
+
+    /// What to do when a gate inside of the retry refuses: [`OnRefusal::Stop`] unless said.
+    pub const fn on_refusal(mut self, on_refusal: OnRefusal) -> Self {
+        self.on_refusal = on_refusal;
+        self
+    }
+
+    /// A bound on the retries of many calls together.
+    pub fn budget(mut self, budget: RetryBudget) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// Makes the jitter repeatable: the n-th call that retries has the same delays in every run.
+    ///
+    /// Unless said, the seed is random. Each call has a sequence of its own either way.
+    pub const fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Whether the step has a budget, for `lint`.
+    pub(crate) fn has_budget(&self) -> bool {
+        self.budget.is_some()
+    }
+
+    /// Whether refusals are tried again, for `lint`.
+    pub(crate) fn retries_refusals(&self) -> bool {
+        self.on_refusal == OnRefusal::Retry
+    }
+
+    pub(crate) fn build(self) -> Result<Plan, ConfigError> {
+        let mut faults = Faults::of("retry");
+        faults.check((1..=MOST_ATTEMPTS).contains(&self.max_attempts), "max_attempts", &self.max_attempts, "1 to 1000");
+        if let Curve::Exponential { factor, .. } = self.curve {
+            faults.check((1.0..=100.0).contains(&factor), "factor", &factor, "1 to 100");
+        }
+        for (field, value) in [
+            ("max_delay", self.max_delay),
+            ("max_hint", self.max_hint),
+            ("min_attempt", self.min_attempt),
+            ("max_elapsed", self.max_elapsed.unwrap_or_default()),
+        ] {
+            faults.check(value <= LONGEST, field, &value, "0 to 24h");
+        }
+        faults.into_result()?;
+        Ok(Plan {
+            schedule: Schedule { curve: self.curve.clone(), jitter: self.jitter, cap: nanos(self.max_delay) },
+            max_hint: nanos(self.max_hint),
+            min_attempt: nanos(self.min_attempt),
+            max_elapsed: self.max_elapsed.map_or(u64::MAX, nanos),
+            seed: self.seed.unwrap_or_else(entropy),
+            calls: AtomicU32::new(0),
+            retry: self,
+        })
+    }
+}
+
+impl fmt::Display for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "retry ×{} {}", self.max_attempts, self.curve)
+    }
+}
+
+/// A checked retry step: the machine that decides whether and when.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) retry: Retry,
+    schedule: Schedule,
+    max_hint: u64,
+    min_attempt: u64,
+    max_elapsed: u64,
+    seed: u64,
+    /// Numbers the calls that retry, so that each draws a sequence of its own.
+    calls: AtomicU32,
+}
+
+/// What a retry step keeps in the lane while the call is further in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frame {
+    /// Attempts so far, the running one included.
+    attempts: u32,
+    /// The call's number among those that retry.
+    call: u32,
+    /// The delay before this attempt, in nanoseconds; below 2^62, so that two flags fit above it.
+    previous: u64,
+    /// The budget was charged for this attempt.
+    charged: bool,
+    /// The attempt that was charged has been made.
+    made: bool,
+}
+
+const CHARGED: u64 = 1 << 63;
+const MADE: u64 = 1 << 62;
+
+impl Frame {
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        let flags = if self.charged { CHARGED } else { 0 } | if self.made { MADE } else { 0 };
+        [u64::from(self.attempts) << 32 | u64::from(self.call), self.previous | flags]
+    }
+
+    pub(crate) fn from_words([a, b]: [u64; 2]) -> Self {
+        Self {
+            attempts: (a >> 32) as u32,
+            call: a as u32,
+            previous: b & (MADE - 1),
+            charged: b & CHARGED != 0,
+            made: b & MADE != 0,
+        }
+    }
+
+    pub(crate) fn attempt_made(self) -> Self {
+        Self { made: true, ..self }
+    }
+}
+
+/// What a retry step is told when an attempt is over.
+pub(crate) struct Situation<'a> {
+    pub(crate) end: &'a End,
+    /// The operation ran in this attempt.
+    pub(crate) started: bool,
+    /// The step's place in the policy.
+    pub(crate) place: usize,
+    pub(crate) call: &'a Call,
+    /// The call's first poll.
+    pub(crate) begun: Moment,
+    /// The operation can't be made again.
+    pub(crate) once: bool,
+}
+
+impl Situation<'_> {
+    /// What another attempt would wait for, or `None` if the end is final.
+    fn verdict(&self, on_refusal: OnRefusal) -> Option<Verdict> {
+        match self.end {
+            End::Judged(verdict) => Some(*verdict),
+            // Only a limit inside of this step leaves time for another attempt; time out in a queue is final.
+            End::TimedOut(Some(place)) if *place > self.place && self.started => Some(Verdict::Transient(None)),
+            End::Refused(refusal) if on_refusal == OnRefusal::Retry => match refusal.reason() {
+                Reason::Closed | Reason::CostAboveLimit { .. } => None,
+                _ => Some(Verdict::Overloaded(refusal.retry_after())),
+            },
+            _ => None,
+        }
+        .filter(|verdict| verdict.is_retryable())
+    }
+}
+
+impl Plan {
+    #[inline]
+    pub(crate) fn enter(&self) -> Frame {
+        if let Some(budget) = &self.retry.budget {
+            budget.enter();
+        }
+        Frame { attempts: 1, call: 0, previous: 0, charged: false, made: false }
+    }
+
+    /// The call is over, or dropped.
+    pub(crate) fn leave(&self, frame: Frame) {
+        let Some(budget) = &self.retry.budget else { return };
+        if frame.charged {
+            budget.settle(frame.made);
+        }
+        budget.leave();
+    }
+
+    /// An attempt is over: pays for what it earned and ends what it was charged.
+    #[inline]
+    pub(crate) fn settle(&self, frame: Frame, situation: &Situation<'_>) -> Frame {
+        let Some(budget) = &self.retry.budget else { return frame };
+        if frame.charged {
+            budget.settle(frame.made);
+        }
+        if matches!(situation.end, End::Judged(verdict) if verdict.is_healthy()) {
+            budget.deposit(|| situation.call.now());
+        }
+        Frame { charged: false, made: false, ..frame }
+    }
+
+    /// Whether there is another attempt, and when: now if `None`.
+    #[inline]
+    pub(crate) fn next(
+        &self,
+        frame: Frame,
+        situation: &Situation<'_>,
+        delays: &mut Delays,
+    ) -> Result<(Frame, Option<Moment>), Stop> {
+        match situation.verdict(self.retry.on_refusal) {
+            None => Err(Stop::Final),
+            Some(_) if situation.once => Err(Stop::NoRetry),
+            Some(_) if frame.attempts >= self.retry.max_attempts => Err(Stop::Attempts),
+            Some(verdict) => self.schedule(frame, verdict, situation, delays),
+        }
+    }
+
+    fn schedule(
+        &self,
+        mut frame: Frame,
+        verdict: Verdict,
+        situation: &Situation<'_>,
+        delays: &mut Delays,
+    ) -> Result<(Frame, Option<Moment>), Stop> {
+        if frame.attempts == 1 {
+            frame.call = self.calls.fetch_add(1, Ordering::Relaxed);
+        }
+        let n = frame.attempts;
+        let ask = Ask { place: situation.place, n, previous: frame.previous, bits: bits(self.seed, frame.call, n) };
+        let delay = self.schedule.delay(&ask, delays).ok_or(Stop::Attempts)?;
+        let wait = delay.max(verdict.hint().map_or(0, |hint| nanos(hint).min(self.max_hint)));
+
+        let now = situation.call.now();
+        let at = now.plus_nanos(wait);
+        if situation.begun != Moment::NEVER && at.nanos_since(situation.begun) > self.max_elapsed {
+            return Err(Stop::Elapsed);
+        }
+        let ends = situation.call.ends();
+        if ends != Moment::NEVER && (at >= ends || at.plus_nanos(self.min_attempt) > ends) {
+            return Err(Stop::Deadline);
+        }
+        if let Some(budget) = &self.retry.budget {
+            if !budget.take(now) {
+                return Err(Stop::Budget);
+            }
+            frame.charged = true;
+        }
+        frame.attempts += 1;
+        frame.previous = delay;
+        Ok((frame, (wait > 0).then_some(at)))
+    }
+
+    /// How much of the clock the step needs even if nothing is retried.
+    pub(crate) fn needs(&self) -> Needs {
+        if self.retry.max_elapsed.is_some() || self.retry.budget.as_ref().is_some_and(RetryBudget::needs_now) {
+            Needs::Now
+        } else {
+            Needs::Nothing
+        }
+    }
+}

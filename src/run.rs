@@ -1,0 +1,224 @@
+//! [`Run`], the one future: it brings the call to the operation, polls it, and brings the outcome back.
+//!
+//! The way in and out is the lane's; what is left for here is the operation itself.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures::future::TryFuture;
+use pin_project::{pin_project, pinned_drop};
+
+use crate::call::{Attempt, Call};
+use crate::error::{Cause, Error, Stop};
+use crate::internal::time::Timer;
+use crate::lane::{self, End, Lane, Out};
+use crate::policy::{Step, Steps};
+use crate::verdict::Classify;
+
+/// A call under a policy: a future, made by [`Policy::run`](crate::Policy::run) and its like.
+///
+/// It does nothing until it is polled. It holds at most one timer, made when something is first pending, and allocates
+/// nothing unless the policy has more than eight steps or a retry with a backoff of your own.
+///
+/// `P` holds the policy (a reference, or the policy itself), `O` makes the operation, `F` is the operation's future and
+/// `C` judges its results. It is `Send` exactly when those and the operation's error are.
+///
+/// # Cancel safety
+///
+/// Drop it at any time. The operation is dropped first, then every pass goes back, inner to outer: an operation that
+/// was running counts as [abandoned](crate::Outcome::Abandoned), one that had not been made as
+/// [not started](crate::Outcome::NotStarted).
+///
+/// # Panics
+///
+/// A panic in the operation, its closure or the judge goes on unwinding; the passes come back when the future is
+/// dropped, as after a transient failure. Polling again after it was ready panics, and so does waiting outside of a
+/// tokio runtime with its time driver on.
+#[pin_project(PinnedDrop)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Run<P, O, F, C>
+where
+    P: Steps,
+    F: TryFuture,
+{
+    #[pin]
+    operation: Option<F>,
+    #[pin]
+    timer: Timer,
+    lane: Lane,
+    /// The error of the attempt before.
+    last: Option<F::Error>,
+    make: O,
+    judge: C,
+    policy: P,
+}
+
+impl<P, O, F, C> Run<P, O, F, C>
+where
+    P: Steps,
+    F: TryFuture,
+{
+    #[inline]
+    pub(crate) fn new(policy: P, judge: C, call: Call, make: O, operation: Option<F>) -> Self {
+        let lane = Lane::new(call, operation.is_some());
+        Self { operation, timer: Timer::idle(), lane, last: None, make, judge, policy }
+    }
+
+    /// Before the first poll only.
+    pub(crate) fn call_mut(&mut self) -> &mut Call {
+        self.lane.call_mut()
+    }
+
+    /// Before the first poll only.
+    pub(crate) fn policy_mut(&mut self) -> &mut P {
+        &mut self.policy
+    }
+}
+
+impl<P, O, F, C, T, E> Future for Run<P, O, F, C>
+where
+    P: Steps,
+    O: Make<F>,
+    F: Future<Output = Result<T, E>>,
+    C: Classify<T, E>,
+{
+    type Output = Result<T, Error<E>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let steps = this.policy.steps();
+        this.lane.call().forget_time();
+        loop {
+            let (end, result) = match ready!(this.lane.poll_in(steps, this.policy.needs(), this.timer.as_mut(), cx)) {
+                Err(end) => (end, None),
+                Ok(()) => {
+                    let attempt = this.lane.call().view();
+                    let polled = this.lane.user(|| {
+                        if let (None, Some(made)) = (this.operation.as_ref().get_ref(), this.make.make(attempt)) {
+                            this.operation.set(Some(made));
+                        }
+                        let operation = this.operation.as_mut().as_pin_mut()?;
+                        Some(operation.poll(cx).map(|result| (End::Judged(this.judge.classify(&result)), Some(result))))
+                    });
+                    match polled {
+                        Some(Poll::Ready(judged)) => judged,
+                        // The operation is given up before its passes are, like in a drop.
+                        _ => (ready!(this.lane.poll_interrupt(this.timer.as_mut(), cx)), None),
+                    }
+                }
+            };
+            this.lane.user(|| this.operation.set(None));
+            match (this.lane.walk_out(steps, &end), result) {
+                (Out::Again, Some(Err(error))) => *this.last = Some(error),
+                // A value that was judged bad is dropped before the next attempt.
+                (Out::Again, _) => {}
+                (Out::Caller(_), Some(Ok(value))) => return Poll::Ready(Ok(value)),
+                (Out::Caller(stop), result) => {
+                    let last = result.and_then(Result::err).or_else(|| this.last.take());
+                    return Poll::Ready(Err(error(this.lane, steps, end, last, stop)));
+                }
+            }
+        }
+    }
+}
+
+#[cold]
+fn error<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) -> Error<E> {
+    let (cause, hint) = match end {
+        End::Judged(verdict) => (Cause::Failed, verdict.hint()),
+        End::TimedOut(place) => (Cause::TimedOut(lane::limit(steps, place)), None),
+        End::Refused(refusal) => (Cause::Refused(refusal), None),
+        End::Cancelled => (Cause::Cancelled, None),
+    };
+    Error::new(cause, last, lane.made(), stop).with_hint(hint).with_elapsed(lane.elapsed())
+}
+
+#[pinned_drop]
+impl<P, O, F, C> PinnedDrop for Run<P, O, F, C>
+where
+    P: Steps,
+    F: TryFuture,
+{
+    #[inline]
+    fn drop(self: Pin<&mut Self>) {
+        /// Gives the passes back after the operation is gone, even if its drop panics.
+        struct GiveBack<'a>(&'a mut Lane, &'a [Step]);
+
+        impl Drop for GiveBack<'_> {
+            fn drop(&mut self) {
+                self.0.abandon(self.1);
+            }
+        }
+
+        let mut this = self.project();
+        let _passes = GiveBack(this.lane, this.policy.steps());
+        this.operation.set(None);
+    }
+}
+
+impl<P, O, F, C> fmt::Debug for Run<P, O, F, C>
+where
+    P: Steps,
+    F: TryFuture,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("lane", &self.lane).finish_non_exhaustive()
+    }
+}
+
+/// Makes the operation's future for each attempt.
+///
+/// Implemented by [`Plain`], [`WithCall`] and [`Once`], which stand in the type of a [`Run`].
+pub trait Make<F>: sealed::Sealed {
+    #[doc(hidden)]
+    fn make(&mut self, attempt: Attempt) -> Option<F>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<O> Sealed for super::Plain<O> {}
+    impl<O> Sealed for super::WithCall<O> {}
+    impl Sealed for super::Once {}
+}
+
+/// An operation made by a closure without arguments.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain<O>(pub(crate) O);
+
+impl<O, F> Make<F> for Plain<O>
+where
+    O: FnMut() -> F,
+{
+    #[inline]
+    fn make(&mut self, _: Attempt) -> Option<F> {
+        Some(self.0())
+    }
+}
+
+/// An operation made by a closure that is given its [`Attempt`].
+#[derive(Clone, Copy, Debug)]
+pub struct WithCall<O>(pub(crate) O);
+
+impl<O, F> Make<F> for WithCall<O>
+where
+    O: FnMut(Attempt) -> F,
+{
+    #[inline]
+    fn make(&mut self, attempt: Attempt) -> Option<F> {
+        Some(self.0(attempt))
+    }
+}
+
+/// An operation that is already a future and cannot be made again.
+#[derive(Clone, Copy, Debug)]
+pub struct Once;
+
+impl<F> Make<F> for Once {
+    #[inline]
+    fn make(&mut self, _: Attempt) -> Option<F> {
+        None
+    }
+}

@@ -1,0 +1,155 @@
+//! How an attempt's result is judged: once, for every step.
+//!
+//! | verdict | means | retry | breaker | adaptive limit | budget |
+//! | --- | --- | --- | --- | --- | --- |
+//! | [`Success`](Verdict::Success) | it worked | no | success | sample | deposit |
+//! | [`Transient`](Verdict::Transient) | the peer's fault, another try may help | yes | failure | drop | – |
+//! | [`Overloaded`](Verdict::Overloaded) | the peer says it is full | yes, not before its hint | failure | drop | – |
+//! | [`Permanent`](Verdict::Permanent) | the peer answered; trying again won't help | no | success | sample | deposit |
+//! | [`Ignored`](Verdict::Ignored) | says nothing about the peer | no | nothing | none | – |
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
+
+/// What one attempt's result says about the peer; see the [module](self) for who does what with it.
+///
+/// The durations are hints of the peer: how long it asked to be left alone (`Retry-After`).
+///
+/// ```
+/// use resile::Verdict;
+///
+/// assert!(Verdict::Transient(None).is_retryable());
+/// assert!(Verdict::Permanent.is_healthy());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The operation did what it was asked.
+    Success,
+    /// The peer or the way to it failed; another try may help, after the hint if there is one.
+    Transient(Option<Duration>),
+    /// The peer says that it is full; another try may help, but not before the hint.
+    Overloaded(Option<Duration>),
+    /// The peer is well and said no; trying again won't help.
+    Permanent,
+    /// Says nothing about the peer: a local mistake, a call that somebody cancelled.
+    Ignored,
+}
+
+impl Verdict {
+    /// Whether another attempt may help.
+    #[must_use]
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::Transient(_) | Self::Overloaded(_))
+    }
+
+    /// Whether the peer is well: it succeeded, or it answered no for a good reason.
+    #[must_use]
+    pub const fn is_healthy(self) -> bool {
+        matches!(self, Self::Success | Self::Permanent)
+    }
+
+    /// How long the peer asked to be left alone.
+    #[must_use]
+    pub const fn hint(self) -> Option<Duration> {
+        match self {
+            Self::Transient(hint) | Self::Overloaded(hint) => hint,
+            _ => None,
+        }
+    }
+}
+
+/// Judges results. Closures over `&Result<T, E>` are judges; so is any type that implements this.
+///
+/// A judge is called once per attempt, with no lock held, and sees the value as well as the error: a `503` that came
+/// back as `Ok(response)` can be called [`Verdict::Overloaded`].
+///
+/// ```
+/// use resile::{Classify, Verdict};
+///
+/// struct ByStatus;
+///
+/// impl<E> Classify<u16, E> for ByStatus {
+///     fn classify(&self, result: &Result<u16, E>) -> Verdict {
+///         match result {
+///             Ok(429 | 503) => Verdict::Overloaded(None),
+///             Ok(500..) | Err(_) => Verdict::Transient(None),
+///             Ok(400..) => Verdict::Permanent,
+///             Ok(_) => Verdict::Success,
+///         }
+///     }
+/// }
+///
+/// assert_eq!(ByStatus.classify(&Ok::<_, ()>(404)), Verdict::Permanent);
+/// ```
+pub trait Classify<T, E> {
+    /// The verdict on one attempt's result.
+    fn classify(&self, result: &Result<T, E>) -> Verdict;
+}
+
+impl<T, E, F> Classify<T, E> for F
+where
+    F: Fn(&Result<T, E>) -> Verdict,
+{
+    fn classify(&self, result: &Result<T, E>) -> Verdict {
+        self(result)
+    }
+}
+
+/// The judge of a policy that was given none: `Ok` is [`Verdict::Success`], `Err` is [`Verdict::Transient`].
+///
+/// ```
+/// use resile::{ByResult, Classify, Verdict};
+///
+/// assert_eq!(ByResult.classify(&Err::<(), _>("reset")), Verdict::Transient(None));
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByResult;
+
+impl<T, E> Classify<T, E> for ByResult {
+    #[inline]
+    fn classify(&self, result: &Result<T, E>) -> Verdict {
+        match result {
+            Ok(_) => Verdict::Success,
+            Err(_) => Verdict::Transient(None),
+        }
+    }
+}
+
+/// The judge for an operation that is itself run by a policy, so that nested retries don't multiply unseen.
+///
+/// An inner policy that has already tried more than once is not asked again, and one that refused says nothing about
+/// the peer: both are [`Verdict::Ignored`]. A single failed or timed-out try is [`Verdict::Transient`].
+///
+/// ```
+/// use resile::{ByPolicy, Policy, Retry};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let inner = Policy::named("inner").retry(Retry::immediate().max_attempts(3)).build()?;
+/// let outer = Policy::named("outer").retry(Retry::immediate().max_attempts(3)).build()?;
+///
+/// let made = std::cell::Cell::new(0);
+/// let end = outer
+///     .classify(ByPolicy)
+///     .run(|| inner.run(|| async { made.set(made.get() + 1); Err::<(), _>("down") }))
+///     .await;
+/// assert!(end.is_err());
+/// assert_eq!(made.get(), 3, "three, not nine");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByPolicy;
+
+impl<T, E> Classify<T, Error<E>> for ByPolicy {
+    fn classify(&self, result: &Result<T, Error<E>>) -> Verdict {
+        match result {
+            Ok(_) => Verdict::Success,
+            Err(error) => match error.kind() {
+                ErrorKind::Failed | ErrorKind::TimedOut if error.attempts() == 1 => {
+                    Verdict::Transient(error.retry_after())
+                }
+                _ => Verdict::Ignored,
+            },
+        }
+    }
+}
