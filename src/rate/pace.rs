@@ -9,20 +9,23 @@
 //! virtual(t) = t * multiplier >> 62        one token = 1 << bits        burst = tokens << bits
 //! ```
 //!
-//! Taking is an addition and a comparison, nothing is rounded but the reading of the clock (to less than a unit), the
-//! long-run rate is exact, and so is the advice: [`Pace::due`] is the first nanosecond at which the same question gets
-//! another answer.
+//! Taking is an addition and a comparison, and nothing is rounded but the reading of the clock, to less than a unit. The
+//! advice is exact: it is the first nanosecond at which the same question gets another answer. Who comes at that
+//! nanosecond comes up to a unit late, and is not charged for it ([`GRAIN`]): so the long-run rate is exact, too.
 
 use crate::internal::time::{Moment, nanos};
 use std::time::Duration;
 
 /// Where the stretched time begins: 18 years before the process, so that no reading is earlier.
 const BASE: u64 = (1 << 62) - (1 << 59);
-/// Where it ends, 18 years after the process: later readings count as this.
-const LAST: u64 = 1 << 60;
+/// Where it ends, 45 years after the process: later readings count as this, and what is due later never comes.
+const LAST: u64 = (1 << 61) - (1 << 59);
 /// The most a burst may span, about nine years of stretched time.
 const LONGEST_SPAN: u64 = 1 << 58;
 const SHIFT: u32 = 62;
+/// How many units late still counts as in time. A token has at least two, so the bound holds: in a time `t` fewer than
+/// `burst + rate × t + 1` go out, for one unit of grace and less than one of rounding.
+const GRAIN: u64 = 1;
 
 /// So many per so long, as an exact fraction.
 ///
@@ -83,8 +86,8 @@ pub(super) enum Take {
 impl Pace {
     /// The pace of a rate that the caller has checked, or `None` if the burst spans too long a time.
     pub(super) fn new(rate: Rate, burst: u32) -> Option<Self> {
-        // The smallest power of two that is no less than the interval in nanoseconds: bits <= 55 for a year.
-        let bits = (0..SHIFT).find(|bits| u128::from(rate.count) << bits >= u128::from(rate.period))?;
+        // The smallest power of two that is no less than the interval in nanoseconds, and 2: bits <= 55 for a year.
+        let bits = (1..SHIFT).find(|bits| u128::from(rate.count) << bits >= u128::from(rate.period))?;
         let multiplier = (u128::from(rate.count) << (bits + SHIFT)) / u128::from(rate.period);
         let fits = u128::from(burst) << bits <= u128::from(LONGEST_SPAN);
         fits.then_some(Self { multiplier: multiplier as u64, bits, burst })
@@ -99,6 +102,9 @@ impl Pace {
 
     /// The first moment whose stretched time is no less than this.
     fn moment(self, time: u64) -> Moment {
+        if time > self.virtual_time(Moment::NEVER) {
+            return Moment::NEVER;
+        }
         let elapsed = (u128::from(time) << SHIFT).div_ceil(u128::from(self.multiplier)) as u64;
         Moment::from_nanos(BASE.saturating_add(elapsed))
     }
@@ -119,21 +125,25 @@ impl Pace {
     #[inline]
     pub(super) fn take(self, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
         let time = self.virtual_time(now);
-        let next = state.max(time).saturating_add(ahead).saturating_add(self.cost(tokens));
+        let next = state.max(time.saturating_sub(GRAIN)).saturating_add(ahead).saturating_add(self.cost(tokens));
         // An idle bucket's state lies in the past and counts as now: it is full, never more.
-        if next - time <= self.span() { Take::Now(next) } else { Take::At(self.moment(next - self.span())) }
+        if next <= time + self.span() { Take::Now(next) } else { Take::At(self.moment(next - self.span())) }
     }
 
     /// How many tokens are there.
     pub(super) fn available(self, state: u64, now: Moment) -> u32 {
+        (self.level(state, now) >> self.bits) as u32
+    }
+
+    /// What is there, in units.
+    fn level(self, state: u64, now: Moment) -> u64 {
         let time = self.virtual_time(now);
-        (self.span().saturating_sub(state.max(time) - time) >> self.bits) as u32
+        (time + self.span()).saturating_sub(state.max(time.saturating_sub(GRAIN))).min(self.span())
     }
 
     /// The state of another pace that has as many tokens at this moment, fractions included, up to its burst.
     pub(super) fn convert(self, state: u64, now: Moment, to: Self) -> u64 {
-        let time = self.virtual_time(now);
-        let level = u128::from(self.span().saturating_sub(state.max(time) - time));
+        let level = u128::from(self.level(state, now));
         let level = ((level << to.bits) >> self.bits).min(u128::from(to.span())) as u64;
         to.virtual_time(now) + to.span() - level
     }
@@ -219,8 +229,8 @@ mod tests {
             let (mut state, mut now) = (0, Moment::at(0));
             let mut taken: Vec<(u64, u64)> = Vec::new();
             for (step, tokens, jump) in steps {
-                let year = 365 * 86_400 * 1_000_000_000;
-                now = now.plus_nanos(step * interval / 2 + u64::from(jump && step == 3) * year);
+                let years = 365 * 86_400 * 1_000_000_000 * u64::from(jump && step == 3 && taken.len() < 20);
+                now = now.plus_nanos(step * interval / 2 + years);
                 let tokens = tokens.min(burst);
                 match pace.take(state, now, 0, tokens) {
                     Take::Now(next) => {
