@@ -74,13 +74,13 @@ impl Script {
             ),
             phase(
                 "503 bursts",
-                "120 ms of nothing but 503 in every 700 ms",
-                Weather::Bursts { every: ms(700), lasts: ms(120) },
+                "100 ms of nothing but 503 in every 700 ms",
+                Weather::Bursts { every: ms(700), lasts: ms(100) },
             ),
             phase(
                 "429 quota",
-                "a neighbour eats 150 of a quota of 600/s every 2 s; refused requests count; Retry-After: 1",
-                Weather::Quota { per_second: 600.0, burst: 40.0, bite: 150.0, every: ms(2_000) },
+                "a neighbour eats 120 of a quota of 600/s every 2 s; refused requests count; Retry-After: 1",
+                Weather::Quota { per_second: 600.0, burst: 40.0, bite: 120.0, every: ms(2_000) },
             ),
             phase(
                 "broken",
