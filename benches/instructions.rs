@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use resile::{Gate, Policy};
-use support::{World, Within};
+use support::{Within, World};
 
 const LAPS: [u64; 2] = [1_000, 3_000];
 const WARM_UP: u64 = 10;
@@ -74,7 +74,11 @@ impl Limits {
 const ROWS: &[Row] = &[
     row(BARE, || repeat(|| support::succeed(support::ready())), Limits::NONE),
     row("ready/tokio timeout", || repeat(tokio_ready), Limits::NONE),
-    row("ready/no steps", || ready(support::no_steps()), Limits::OURS.instructions(80.0, 40.0).over_bare().clocks(0.0, 0.0)),
+    row(
+        "ready/no steps",
+        || ready(support::no_steps()),
+        Limits::OURS.instructions(80.0, 40.0).over_bare().clocks(0.0, 0.0),
+    ),
     row("ready/stack", || ready(support::stack()), Limits::OURS.instructions(700.0, 400.0).clocks(2.0, 1.0)),
     row("pending/bare", || repeat(|| support::succeed(support::pending())), Limits::NONE),
     row("pending/tokio timeout", || repeat(tokio_pending), Limits::NONE),
@@ -216,7 +220,7 @@ fn count(rows: &[&Row], folder: &Path) -> Result<(), String> {
     let _not_there_yet = fs::remove_dir_all(folder);
     fs::create_dir_all(folder).map_err(failed)?;
     let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--dump-after=*measured_lap*", "--compress-strings=no", "--compress-pos=no"])
+        .args(["--tool=callgrind", "--dump-after=*measured_lap*"])
         .arg(format!("--callgrind-out-file={}", folder.join("dump").display()))
         .arg(std::env::current_exe().map_err(failed)?)
         .arg("lap")
@@ -241,11 +245,17 @@ fn read(folder: &Path, row: usize) -> Cost {
 /// Reads what is needed of callgrind's format: the total, and how often some functions were called.
 fn parse(text: &str) -> Cost {
     let mut cost = Cost::default();
+    let mut names = HashMap::new();
     let mut callee = "";
     for line in text.lines() {
-        if let Some(name) = line.strip_prefix("cfn=") {
-            // `clock_gettime@@GLIBC_2.17`, and `malloc'2` for a recursion.
-            callee = name.split(['@', '\'']).next().unwrap_or(name);
+        if let Some(function) = line.strip_prefix("cfn=").or_else(|| line.strip_prefix("fn=")) {
+            // `(7) clock_gettime@@GLIBC_2.17` the first time, then `(7)`; `malloc'2` for a recursion.
+            let (id, name) = function.split_once(' ').unwrap_or((function, ""));
+            let name = name.split(['@', '\'']).next().unwrap_or(name);
+            let known = names.entry(id).or_insert(name);
+            if line.starts_with('c') {
+                callee = known;
+            }
         } else if let Some(calls) = line.strip_prefix("calls=") {
             let calls = number(calls);
             match callee {
@@ -270,7 +280,10 @@ fn print(counted: &[(&Row, Cost)]) -> Vec<&'static str> {
     let costs: HashMap<&str, Cost> = counted.iter().map(|(row, cost)| (row.name, *cost)).collect();
     let bare = costs.get(BARE).map_or(0.0, |cost| cost.instructions);
     let mut above = Vec::new();
-    println!("{:<24}{:>8}{:>8}{:>8}  {:>6}{:>6}{:>6}  {:>6}{:>6}", "per operation", "instr", "must", "aim", "clock", "must", "aim", "alloc", "must");
+    println!(
+        "{:<24}{:>8}{:>8}{:>8}  {:>6}{:>6}{:>6}  {:>6}{:>6}",
+        "per operation", "instr", "must", "aim", "clock", "must", "aim", "alloc", "must"
+    );
     for (row, cost) in counted {
         let Limits { instructions, over_bare, clocks, allocations } = row.limits;
         let limited = if over_bare { cost.instructions - bare } else { cost.instructions };

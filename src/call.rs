@@ -192,7 +192,7 @@ impl Call {
     }
 
     pub(crate) fn view(&self) -> Attempt {
-        Attempt { deadline: self.deadline, attempt: self.attempt, lane: self.lane }
+        Attempt { deadline: self.deadline, number: self.attempt, lane: self.lane }
     }
 
     /// Whether the caller has cancelled, without waiting for it.
@@ -273,7 +273,7 @@ fn remaining(deadline: Moment, now: impl FnOnce() -> Moment) -> Duration {
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     deadline: Moment,
-    attempt: u32,
+    number: u32,
     lane: u8,
 }
 
@@ -281,13 +281,13 @@ impl Attempt {
     /// Which attempt this is, counted from 1.
     #[must_use]
     pub const fn attempt(&self) -> u32 {
-        self.attempt
+        self.number
     }
 
     /// Whether the operation was tried before.
     #[must_use]
     pub const fn is_retry(&self) -> bool {
-        self.attempt > 1
+        self.number > 1
     }
 
     /// The earliest deadline that applies: `None` if there is none.

@@ -1,5 +1,6 @@
 //! Policies for a single future, spelled as methods of it.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -58,7 +59,6 @@ impl<F: TryFuture> FutureExt for F {}
 ///
 /// As [`Run`]: drop it at any time.
 #[pin_project]
-#[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct OneShot<F: TryFuture> {
     #[pin]
@@ -126,7 +126,17 @@ where
     }
 }
 
+impl<F: TryFuture> fmt::Debug for OneShot<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OneShot").field("run", &self.run).finish()
+    }
+}
+
 /// Makes a future of a `Result` out of one that cannot fail, so that it can be run under a policy.
+///
+/// # Errors
+///
+/// None: the error cannot be made.
 ///
 /// ```
 /// use std::time::Duration;

@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use crate::breaker::CircuitBreaker;
 use crate::call::Call;
-use crate::error::{ConfigError, Refusal};
+use crate::error::{ConfigError, Reason, Refusal};
 use crate::internal::time::Moment;
 use crate::rate::TokenBucket;
 use crate::semaphore::Semaphore;
@@ -89,6 +89,7 @@ pub trait Gate: Send + Sync + 'static {
     }
 
     /// How the gate is called in a drawn policy.
+    #[allow(clippy::unnecessary_literal_bound, reason = "others return a name that they own")]
     fn name(&self) -> &str {
         "gate"
     }
@@ -276,7 +277,20 @@ impl AnyGate {
 
     #[inline]
     pub(crate) fn enter(&self, call: &Call) -> Entry {
-        each!(self, gate => gate.enter(call))
+        match self {
+            Self::Semaphore(gate) => gate.enter(call),
+            Self::Breaker(gate) => gate.enter(call),
+            Self::Bucket(gate) => gate.enter(call),
+            Self::Other(gate) => match gate.enter(call) {
+                // A gate that does not look at `may_wait`.
+                Entry::Wait(ticket, at) if !call.may_wait() => {
+                    gate.abandon(ticket);
+                    let refusal = Refusal::new(gate.name().to_owned(), Reason::Busy);
+                    Entry::Refused(at.map_or(refusal.clone(), |at| refusal.after(at.since(call.now()))))
+                }
+                entry => entry,
+            },
+        }
     }
 
     #[inline]

@@ -71,14 +71,10 @@ impl Guard {
         match gate.enter(&call) {
             Entry::Pass(pass) => Ok(Self::new(gate, pass, &call)),
             Entry::Refused(refusal) => Err(refusal),
-            // A gate that does not look at `may_wait`.
-            Entry::Wait(ticket, at) => {
+            // Not from a gate that was told not to.
+            Entry::Wait(ticket, _) => {
                 gate.abandon(ticket);
-                let refusal = Refusal::new(gate.name().to_owned(), Reason::Busy);
-                Err(match at {
-                    Some(at) => refusal.after(at.since(call.now())),
-                    None => refusal,
-                })
+                Err(Refusal::new(gate.name().to_owned(), Reason::Busy))
             }
         }
     }
@@ -157,7 +153,7 @@ impl Future for Acquire {
         let [Step::Gate(gate)] = this.steps else { unreachable!("made with a gate") };
         Poll::Ready(match end {
             Ok(()) => Ok(Guard::new(gate.clone(), this.lane.take_pass(), this.lane.call())),
-            Err(End::Refused(refusal)) => Err(refusal),
+            Err(End::Refused(_, refusal)) => Err(refusal),
             // A lane without deadline and token ends in no other way.
             Err(_) => Err(Refusal::new(gate.name().to_owned(), Reason::Busy)),
         })

@@ -62,7 +62,8 @@ pub(crate) enum End {
     Judged(Verdict),
     /// The deadline of a step passed, or of the caller (`None`).
     TimedOut(Option<usize>),
-    Refused(Refusal),
+    /// The gate at this place said no.
+    Refused(usize, Refusal),
     Cancelled,
 }
 
@@ -92,6 +93,8 @@ pub(crate) struct Lane {
     begun: Moment,
     /// When the operation was made.
     started: Moment,
+    /// When the attempt before was over.
+    ended: Moment,
     /// The delays of retries with a backoff of the user's own.
     delays: Delays,
     depth: u32,
@@ -114,6 +117,7 @@ impl Lane {
             phase: Phase::Start,
             begun: Moment::NEVER,
             started: Moment::NEVER,
+            ended: Moment::NEVER,
             delays: Delays::none(),
             depth: 0,
             made: 0,
@@ -174,15 +178,14 @@ impl Lane {
     ) -> Poll<Result<(), End>> {
         loop {
             match self.phase {
-                Phase::Start => {
-                    self.start(steps, needs);
+                Phase::Start => self.start(steps, needs),
+                Phase::Entering => {
+                    // No attempt begins after the caller has cancelled.
                     if self.call.is_cancelled() {
                         return Poll::Ready(Err(End::Cancelled));
                     }
-                }
-                Phase::Entering => {
                     if let Err(refusal) = self.walk_in(steps) {
-                        return Poll::Ready(Err(End::Refused(refusal)));
+                        return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
                     }
                     if self.phase == Phase::Entering {
                         self.arrive(steps);
@@ -201,8 +204,8 @@ impl Lane {
                         Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
                     }
                     self.phase = Phase::Entering;
-                    if let Err(refusal) = self.ask_still(steps) {
-                        return Poll::Ready(Err(End::Refused(refusal)));
+                    if let Err(end) = self.ask_still(steps) {
+                        return Poll::Ready(Err(end));
                     }
                 }
                 Phase::Running => return Poll::Ready(Ok(())),
@@ -279,14 +282,15 @@ impl Lane {
                 self.frames.as_mut()[place] = pass.words();
                 self.depth += 1;
                 self.phase = Phase::Entering;
-                Poll::Ready(self.ask_still(steps).map_err(End::Refused))
+                Poll::Ready(self.ask_still(steps))
             }
             Entry::Refused(refusal) => {
                 self.phase = Phase::Entering;
-                Poll::Ready(Err(End::Refused(refusal)))
+                Poll::Ready(Err(End::Refused(place, refusal)))
             }
             Entry::Wait(ticket, at) => {
-                let at = at.unwrap_or(Moment::NEVER);
+                // A gate that names a moment gone by is asked again after a tick, not in a spin.
+                let at = at.map_or(Moment::NEVER, |at| at.max(self.call.now().plus_nanos(1)));
                 self.frames.as_mut()[place] = ticket.words();
                 self.phase = Phase::Queued(at);
                 let end = match ready!(self.poll_pause(timer, at, cx)) {
@@ -294,6 +298,7 @@ impl Lane {
                     Woken::Deadline => End::TimedOut(self.call.limit()),
                     Woken::Cancelled => End::Cancelled,
                 };
+                self.phase = Phase::Entering;
                 self.leave_queue(steps);
                 Poll::Ready(Err(end))
             }
@@ -302,7 +307,6 @@ impl Lane {
 
     fn leave_queue(&mut self, steps: &[Step]) {
         let place = self.depth as usize;
-        self.phase = Phase::Entering;
         if let Some(Step::Gate(gate)) = steps.get(place) {
             let [a, b] = self.frames.as_mut()[place];
             gate.abandon(Ticket::new(a, b));
@@ -310,10 +314,10 @@ impl Lane {
     }
 
     /// After a wait, asks the gates that were passed before it whether their passes still hold.
-    fn ask_still(&mut self, steps: &[Step]) -> Result<(), Refusal> {
-        for (step, &[a, b]) in steps.iter().zip(&self.frames.as_mut()[..self.depth as usize]) {
+    fn ask_still(&mut self, steps: &[Step]) -> Result<(), End> {
+        for (place, (step, &[a, b])) in steps.iter().zip(&self.frames.as_mut()[..self.depth as usize]).enumerate() {
             if let Step::Gate(gate) = step {
-                gate.still(&Pass::new(a, b), &self.call)?;
+                gate.still(&Pass::new(a, b), &self.call).map_err(|refusal| End::Refused(place, refusal))?;
             }
         }
         Ok(())
@@ -347,8 +351,7 @@ impl Lane {
     /// Leaves the steps from the innermost outwards, each with the outcome, until a retry calls for another attempt or
     /// the caller is reached. Every step's end passes through here or through [`Lane::abandon`].
     pub(crate) fn walk_out(&mut self, steps: &[Step], end: &End) -> Out {
-        let outcome = self.outcome(end);
-        let started = std::mem::take(&mut self.operating);
+        let mut outcome = self.outcome(end);
         let mut stop = Stop::NoRetry;
         while let Some(place) = (self.depth as usize).checked_sub(1) {
             let frame = self.frames.as_mut()[place];
@@ -361,8 +364,12 @@ impl Lane {
                     self.depth -= 1;
                     gate.leave(Pass::new(frame[0], frame[1]), outcome);
                 }
-                Step::Retry(retry) => match self.walk_out_of_retry(retry, place, end, started) {
+                Step::Retry(retry) => match self.walk_out_of_retry(retry, place, end, &mut outcome) {
                     Ok(until) => {
+                        if let Outcome::Judged(_, times) | Outcome::Abandoned(times) = outcome {
+                            self.ended = times.ended;
+                        }
+                        self.operating = false;
                         self.call.next_attempt();
                         self.phase = until.map_or(Phase::Entering, Phase::Backoff);
                         return Out::Again;
@@ -383,8 +390,9 @@ impl Lane {
         retry: &Plan,
         place: usize,
         end: &End,
-        started: bool,
+        outcome: &mut Outcome,
     ) -> Result<Option<Moment>, Stop> {
+        let started = *outcome != Outcome::NotStarted;
         let situation = Situation { end, started, place, call: &self.call, begun: self.begun, once: self.once };
         let frame = &mut self.frames.as_mut()[place];
         let settled = retry.settle(RetryFrame::from_words(*frame), &situation);
@@ -397,14 +405,26 @@ impl Lane {
             Err(stop) => {
                 self.depth -= 1;
                 retry.leave(settled);
+                *outcome = self.outside(*outcome, settled, matches!(end, End::TimedOut(None) | End::Cancelled));
                 Err(stop)
             }
         }
     }
 
+    /// What gates outside of a retry hear: that the last attempt was not started is not the whole truth for them if an
+    /// earlier one was.
+    #[inline]
+    fn outside(&self, outcome: Outcome, frame: RetryFrame, given_up: bool) -> Outcome {
+        if outcome != Outcome::NotStarted || !frame.ran() {
+            return outcome;
+        }
+        let times = Times { started: self.started, ended: self.ended };
+        if given_up { Outcome::Abandoned(times) } else { Outcome::Judged(Verdict::Transient(None), times) }
+    }
+
     /// What the gates hear.
     #[inline]
-    fn outcome(&mut self, end: &End) -> Outcome {
+    fn outcome(&self, end: &End) -> Outcome {
         if !self.operating {
             return Outcome::NotStarted;
         }
@@ -412,7 +432,7 @@ impl Lane {
             End::Judged(verdict) => Outcome::Judged(*verdict, self.times()),
             End::TimedOut(Some(_)) => Outcome::Judged(Verdict::Transient(None), self.times()),
             End::TimedOut(None) | End::Cancelled => Outcome::Abandoned(self.times()),
-            End::Refused(_) => Outcome::NotStarted,
+            End::Refused(..) => Outcome::NotStarted,
         }
     }
 
@@ -435,10 +455,16 @@ impl Lane {
     }
 
     fn give_back(&mut self, steps: &[Step]) {
-        self.call.forget_time();
-        if let Phase::Queued(_) = self.phase {
-            self.leave_queue(steps);
+        /// Goes on with the steps further out if one of them panics.
+        struct Rest<'a>(&'a mut Lane, &'a [Step], Outcome);
+
+        impl Drop for Rest<'_> {
+            fn drop(&mut self) {
+                self.0.give_back_passes(self.1, &mut self.2);
+            }
         }
+
+        self.call.forget_time();
         let outcome = if !self.operating {
             Outcome::NotStarted
         } else if self.in_user {
@@ -446,17 +472,29 @@ impl Lane {
         } else {
             Outcome::Abandoned(self.times())
         };
-        while self.depth > 0 {
+        let queued = matches!(self.phase, Phase::Queued(_));
+        self.phase = Phase::Done;
+        let mut rest = Rest(self, steps, outcome);
+        if queued {
+            rest.0.leave_queue(steps);
+        }
+        rest.0.give_back_passes(steps, &mut rest.2);
+    }
+
+    fn give_back_passes(&mut self, steps: &[Step], outcome: &mut Outcome) {
+        while let Some(place) = (self.depth as usize).checked_sub(1) {
             self.depth -= 1;
-            let place = self.depth as usize;
             let frame = self.frames.as_mut()[place];
             match &steps[place] {
                 Step::Timeout(_) => self.call.widen(frame),
-                Step::Gate(gate) => gate.leave(Pass::new(frame[0], frame[1]), outcome),
-                Step::Retry(retry) => retry.leave(RetryFrame::from_words(frame)),
+                Step::Gate(gate) => gate.leave(Pass::new(frame[0], frame[1]), *outcome),
+                Step::Retry(retry) => {
+                    let frame = RetryFrame::from_words(frame);
+                    retry.leave(frame);
+                    *outcome = self.outside(*outcome, frame, true);
+                }
             }
         }
-        self.phase = Phase::Done;
     }
 
     /// Hands the pass of the only step to a guard, which gives it back instead.

@@ -1,4 +1,86 @@
-//! placeholder
+//! Retry, deadlines, circuit breakers, rate and concurrency limits for any future, in one flat machine that gives
+//! everything back when a call is cancelled.
+//!
+//! ```
+//! use std::time::Duration;
+//! use resile::{CircuitBreaker, Policy, Retry, RetryBudget, Semaphore, TokenBucket};
+//! # #[derive(Debug, thiserror::Error)] #[error("reset")] struct Reset;
+//! # struct Client;
+//! # impl Client { async fn get_user(&self, id: u32) -> Result<u32, Reset> { Ok(id) } }
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let client = Client;
+//! let policy = Policy::named("users")
+//!     .timeout(Duration::from_secs(2))                                   // the whole call
+//!     .retry(Retry::exponential(Duration::from_millis(50))
+//!         .max_attempts(4)
+//!         .budget(RetryBudget::ratio(0.1).build()?))
+//!     .gate(CircuitBreaker::builder().failure_rate(0.5).min_calls(20))   // each attempt, from here on
+//!     .gate(TokenBucket::per_second(500).burst(50))
+//!     .gate(Semaphore::permits(64).max_queue(128))
+//!     .timeout(Duration::from_millis(300))                               // one attempt
+//!     .build()?;                                                         // every wrong setting is told here
+//!
+//! let user = policy.run(|| client.get_user(42)).await?;
+//! # assert_eq!(user, 42);
+//! # Ok(()) }
+//! ```
+//!
+//! # The parts
+//!
+//! | part | use it when |
+//! | --- | --- |
+//! | [`Policy`] | you call something over a network: it holds the steps below, in your order |
+//! | timeout ([step](PolicyBuilder::timeout), [`FutureExt::within`]) | always: once around the whole call, once around an attempt |
+//! | [`Retry`], [`Backoff`], [`Jitter`] | failures pass by themselves and trying again does no harm |
+//! | [`RetryBudget`] | an outage must not be multiplied by the retries of everybody |
+//! | [`CircuitBreaker`] | the peer can be down, and waiting for it costs more than a quick no |
+//! | [`TokenBucket`] | the peer allows so many calls per second |
+//! | [`Semaphore`] | the peer can do so many things at once |
+//! | [`Gate`] | you have a rule of admission of your own |
+//! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
+//! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
+//! | [`Error`], [`Refusal`], [`ConfigError`] | you want to know what happened |
+//!
+//! # The canonical order
+//!
+//! ```text
+//! whole-call timeout → retry (with budget) → breaker → rate → semaphore → attempt timeout → your future
+//! ```
+//!
+//! | in another order | what goes wrong |
+//! | --- | --- |
+//! | no timeout outside of the retry | a caller waits for every attempt and every delay |
+//! | no timeout inside of the retry | the first attempt that hangs leaves no time for a second |
+//! | breaker outside of the retry | it sees whole calls instead of attempts and opens late |
+//! | breaker inside of rate or semaphore | calls queue and pay before they are refused |
+//! | semaphore outside of the retry | a permit is held through backoff |
+//! | attempt timeout outside of the semaphore | waiting in the queue counts as the peer being slow |
+//!
+//! [`Policy::lint`] tells which of these a policy has; it forbids none.
+//!
+//! # What is promised
+//!
+//! * **Nothing is left behind.** Drop a call at any await point, cancel it, let its operation panic: every permit, probe,
+//!   token and place in a queue comes back, and each [pass](Gate) exactly once.
+//! * **A deadline is data.** Every wait (a queue, a backoff, your future) is raced against the one earliest deadline. No
+//!   backoff is slept that no attempt could follow, and your code can [read what is left](Attempt::remaining).
+//! * **The happy path is cheap.** No allocation, no boxing, no lock, one reading of the clock.
+//! * **Tests need no sleeping.** Everything reads `tokio::time`, so a paused clock drives the whole crate.
+//!
+//! # Three ways in which time is special
+//!
+//! tokio's timers have a grain of a millisecond: nothing fires early, some things up to two milliseconds late. A future
+//! that never yields cannot be timed out: a limit is looked at when the operation is pending. And the clock of a call
+//! starts at its first poll, not when it is made.
+//!
+//! # Features
+//!
+//! None so far: everything in one process is always there, on tokio (`time`, `sync`, `rt`), tokio-util, futures,
+//! pin-project, thiserror, rand, `parking_lot` and smallvec. MSRV is 1.85. No unsafe code.
+//!
+//! More questions are answered in [`design`].
+
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -17,6 +99,13 @@ pub mod retry;
 pub mod run;
 pub mod semaphore;
 pub mod verdict;
+
+#[doc = include_str!("../DESIGN.md")]
+pub mod design {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
 
 pub use breaker::{BreakerBuilder, BreakerCounts, CircuitBreaker, State};
 pub use call::{Attempt, Call, CallBuilder, CancelSource, Deadline, Key, Priority};

@@ -92,13 +92,14 @@ where
         let steps = this.policy.steps();
         this.lane.call().forget_time();
         loop {
-            let (end, result) = match ready!(this.lane.poll_in(steps, this.policy.needs(), this.timer.as_mut(), cx)) {
-                Err(end) => (end, None),
-                Ok(()) => {
+            let (end, result) =
+                if let Err(end) = ready!(this.lane.poll_in(steps, this.policy.needs(), this.timer.as_mut(), cx)) {
+                    (end, None)
+                } else {
                     let attempt = this.lane.call().view();
                     let polled = this.lane.user(|| {
-                        if let (None, Some(made)) = (this.operation.as_ref().get_ref(), this.make.make(attempt)) {
-                            this.operation.set(Some(made));
+                        if this.operation.is_none() {
+                            this.operation.set(this.make.make(attempt));
                         }
                         let operation = this.operation.as_mut().as_pin_mut()?;
                         Some(operation.poll(cx).map(|result| (End::Judged(this.judge.classify(&result)), Some(result))))
@@ -108,8 +109,7 @@ where
                         // The operation is given up before its passes are, like in a drop.
                         _ => (ready!(this.lane.poll_interrupt(this.timer.as_mut(), cx)), None),
                     }
-                }
-            };
+                };
             this.lane.user(|| this.operation.set(None));
             match (this.lane.walk_out(steps, &end), result) {
                 (Out::Again, Some(Err(error))) => *this.last = Some(error),
@@ -130,7 +130,7 @@ fn error<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) 
     let (cause, hint) = match end {
         End::Judged(verdict) => (Cause::Failed, verdict.hint()),
         End::TimedOut(place) => (Cause::TimedOut(lane::limit(steps, place)), None),
-        End::Refused(refusal) => (Cause::Refused(refusal), None),
+        End::Refused(_, refusal) => (Cause::Refused(refusal), None),
         End::Cancelled => (Cause::Cancelled, None),
     };
     Error::new(cause, last, lane.made(), stop).with_hint(hint).with_elapsed(lane.elapsed())

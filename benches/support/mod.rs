@@ -83,7 +83,7 @@ impl World {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         let earlier = runtime.block_on(async {
             let mut earlier = Box::pin(tokio::time::sleep(Duration::from_millis(250)));
-            assert!(futures::poll!(earlier.as_mut()).is_pending());
+            std::future::poll_fn(|cx| Poll::Ready(assert!(earlier.as_mut().poll(cx).is_pending()))).await;
             // The driver learns of the earlier timer when it parks.
             tokio::time::sleep(Duration::from_millis(1)).await;
             earlier

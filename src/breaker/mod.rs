@@ -582,8 +582,9 @@ impl CircuitBreaker {
 
     #[cold]
     fn enter_unclosed(&self, now: Moment) -> Entry {
-        let answer = self.change(|machine| machine.admit(now));
-        match answer {
+        // In two steps: a listener that panics at the change must not take a probe's place with it.
+        self.change(|machine| machine.tick(now));
+        match self.change(|machine| machine.admit(now)) {
             Ok(Admission { generation, probe }) => Entry::Pass(Pass::new(generation, probe)),
             Err(_) if self.0.rules.observe_only => {
                 self.0.would_refuse.fetch_add(1, Relaxed);

@@ -77,7 +77,7 @@ pub(super) struct Machine {
     phase: Phase,
     generation: u64,
     /// How often in a row the circuit has opened without closing in between.
-    streak: u32,
+    streak: u16,
     next_probe: u64,
     changes: SmallVec<[(State, State); 2]>,
 }
@@ -196,7 +196,7 @@ impl Machine {
 
     fn open(&mut self, at: Moment) {
         let Settings { open_for, growth, max_open, jitter, seed, .. } = self.settings;
-        let grown = (open_for as f64 * growth.powi(self.streak as i32)).min(max_open as f64) as u64;
+        let grown = (open_for as f64 * growth.powi(self.streak.into())).min(max_open as f64) as u64;
         let spread = (grown as f64 * jitter) as u64;
         let period = grown - up_to(mix(seed ^ self.generation), spread);
         self.streak = self.streak.saturating_add(1).min(1000);

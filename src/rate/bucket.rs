@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use super::pace::{Pace, Rate, Take};
@@ -12,7 +12,7 @@ use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
 use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Ticket};
 use crate::guard::guarded;
 use crate::internal::queue::{DEFAULT_MAX_QUEUE, Key, LONGEST_QUEUE, Queue, Status};
-use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Release};
+use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Mutex, MutexGuard, Relaxed, Release};
 use crate::internal::time::{Moment, nanos};
 
 /// Somebody waits: newcomers go to the queue. Set and cleared under its lock.
@@ -181,11 +181,11 @@ guarded!(TokenBucket, "token", "tokens");
 impl TokenBucket {
     /// Begins a bucket that gains so many tokens a second, 1 to 10^9.
     pub const fn per_second(tokens: u64) -> TokenBucketBuilder {
-        Self::new(Rate::per_second(tokens))
+        Self::at(Rate::per_second(tokens))
     }
 
     /// Begins a bucket with any rate.
-    pub const fn new(rate: Rate) -> TokenBucketBuilder {
+    pub const fn at(rate: Rate) -> TokenBucketBuilder {
         TokenBucketBuilder {
             rate,
             burst: None,
@@ -233,14 +233,11 @@ impl TokenBucket {
 
     /// Puts tokens back that were taken and not used. The bucket never holds more than its burst.
     pub fn refund(&self, tokens: u32) {
-        let mut queue = self.0.queue.lock();
+        let queue = self.0.queue.lock();
         let pace = self.pace();
         let cost = pace.cost(tokens.min(pace.burst));
         self.update(|word| Some(word & !STATE | (word & STATE).saturating_sub(cost)));
-        // What is first in line may be due now.
-        let waker = queue.take_head_waker();
-        drop(queue);
-        waker.into_iter().for_each(std::task::Waker::wake);
+        self.wake_head(queue);
     }
 
     /// Changes the rate while in use. The tokens that are there stay there, and whoever waits is told anew when its turn
@@ -262,7 +259,7 @@ impl TokenBucket {
     /// ```
     pub fn set_rate(&self, rate: Rate) -> Result<(), ConfigError> {
         let now = Moment::now();
-        let mut queue = self.0.queue.lock();
+        let queue = self.0.queue.lock();
         let old = self.pace();
         let mut faults = Faults::of("bucket");
         let new = check(&mut faults, rate, old.burst);
@@ -274,9 +271,7 @@ impl TokenBucket {
         // Never the word from before, by which somebody might swap in a state of the old pace.
         let state = if state == before & STATE { state + 1 } else { state };
         self.0.word.store(before & WAITERS | state, Release);
-        let waker = queue.take_head_waker();
-        drop(queue);
-        waker.into_iter().for_each(std::task::Waker::wake);
+        self.wake_head(queue);
         Ok(())
     }
 
@@ -312,6 +307,14 @@ impl TokenBucket {
                 Err(actual) => seen = actual,
             }
         }
+    }
+
+    /// Has the head of the queue look again: it may be due earlier than it thinks.
+    #[allow(clippy::unused_self, reason = "says whose queue it is")]
+    fn wake_head(&self, mut queue: MutexGuard<'_, Queue>) {
+        let waker = queue.take_head_waker();
+        drop(queue);
+        waker.into_iter().for_each(Waker::wake);
     }
 
     #[cold]
@@ -358,14 +361,16 @@ impl TokenBucket {
     }
 
     /// Takes a waiter out, and tells whoever is first now.
-    fn end_wait(&self, mut queue: crate::internal::sync::MutexGuard<'_, Queue>, key: Key) {
+    fn end_wait(&self, mut queue: MutexGuard<'_, Queue>, key: Key) {
         let (status, _, own) = queue.remove(key);
         if queue.is_empty() {
             self.0.word.fetch_and(!WAITERS, Release);
         }
-        let next = if status == (Status::Waiting { head: true }) { queue.take_head_waker() } else { None };
-        drop(queue);
-        next.into_iter().for_each(std::task::Waker::wake);
+        if status == (Status::Waiting { head: true }) {
+            self.wake_head(queue);
+        } else {
+            drop(queue);
+        }
         drop(own);
     }
 }
@@ -397,7 +402,10 @@ impl Gate for TokenBucket {
             let [state, cost] = pass.words();
             // Only if nobody has taken since: a later taker was told its time with these tokens gone.
             let back = state.saturating_sub(self.pace().cost(cost as u32));
-            self.update(|word| (word & STATE == state && word & BUSY == 0).then_some(word & !STATE | back));
+            let next = self.update(|word| (word & STATE == state && word & BUSY == 0).then_some(word & !STATE | back));
+            if next.is_some_and(|word| word & WAITERS != 0) {
+                self.wake_head(self.0.queue.lock());
+            }
         }
     }
 

@@ -34,7 +34,7 @@ const GRAIN: u64 = 1;
 /// use resile::{Rate, TokenBucket};
 ///
 /// let slow = Rate::new(3, Duration::from_secs(7));
-/// let bucket = TokenBucket::new(slow).burst(1).build()?;
+/// let bucket = TokenBucket::at(slow).burst(1).build()?;
 /// # let _ = bucket;
 /// # Ok::<(), resile::ConfigError>(())
 /// ```

@@ -68,7 +68,9 @@ impl Curve {
             Self::Constant(delay) => *delay,
             Self::Linear(first) => first.saturating_mul(n.into()),
             // A float as large as the cast's range or infinite becomes the largest integer, a zero stays one.
-            Self::Exponential { first, factor } => (*first as f64 * factor.powi(n as i32 - 1)) as u64,
+            Self::Exponential { first, factor } => {
+                (*first as f64 * factor.powi(i32::try_from(n).map_or(i32::MAX, |n| n - 1))) as u64
+            }
             Self::Fibonacci(first) => first.saturating_mul(fibonacci(n)),
             Self::Own(_) => return None,
         })

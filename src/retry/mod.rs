@@ -274,20 +274,24 @@ pub(crate) struct Frame {
     attempts: u32,
     /// The call's number among those that retry.
     call: u32,
-    /// The delay before this attempt, in nanoseconds; below 2^62, so that two flags fit above it.
+    /// The delay before this attempt, in nanoseconds; below 2^61, so that three flags fit above it.
     previous: u64,
     /// The budget was charged for this attempt.
     charged: bool,
     /// The attempt that was charged has been made.
     made: bool,
+    /// The operation was made in one of the attempts before.
+    ran: bool,
 }
 
 const CHARGED: u64 = 1 << 63;
 const MADE: u64 = 1 << 62;
+const RAN: u64 = 1 << 61;
 
 impl Frame {
     pub(crate) fn to_words(self) -> [u64; 2] {
-        let flags = if self.charged { CHARGED } else { 0 } | if self.made { MADE } else { 0 };
+        let flag = |set, flag| if set { flag } else { 0 };
+        let flags = flag(self.charged, CHARGED) | flag(self.made, MADE) | flag(self.ran, RAN);
         [u64::from(self.attempts) << 32 | u64::from(self.call), self.previous | flags]
     }
 
@@ -295,14 +299,20 @@ impl Frame {
         Self {
             attempts: (a >> 32) as u32,
             call: a as u32,
-            previous: b & (MADE - 1),
+            previous: b & (RAN - 1),
             charged: b & CHARGED != 0,
             made: b & MADE != 0,
+            ran: b & RAN != 0,
         }
     }
 
     pub(crate) fn attempt_made(self) -> Self {
         Self { made: true, ..self }
+    }
+
+    /// Whether the operation was made in an attempt before this one.
+    pub(crate) fn ran(self) -> bool {
+        self.ran
     }
 }
 
@@ -327,10 +337,12 @@ impl Situation<'_> {
             End::Judged(verdict) => Some(*verdict),
             // Only a limit inside of this step leaves time for another attempt; time out in a queue is final.
             End::TimedOut(Some(place)) if *place > self.place && self.started => Some(Verdict::Transient(None)),
-            End::Refused(refusal) if on_refusal == OnRefusal::Retry => match refusal.reason() {
-                Reason::Closed | Reason::CostAboveLimit { .. } => None,
-                _ => Some(Verdict::Overloaded(refusal.retry_after())),
-            },
+            End::Refused(place, refusal) if *place > self.place && on_refusal == OnRefusal::Retry => {
+                match refusal.reason() {
+                    Reason::Closed | Reason::CostAboveLimit { .. } => None,
+                    _ => Some(Verdict::Overloaded(refusal.retry_after())),
+                }
+            }
             _ => None,
         }
         .filter(|verdict| verdict.is_retryable())
@@ -343,7 +355,7 @@ impl Plan {
         if let Some(budget) = &self.retry.budget {
             budget.enter();
         }
-        Frame { attempts: 1, call: 0, previous: 0, charged: false, made: false }
+        Frame { attempts: 1, call: 0, previous: 0, charged: false, made: false, ran: false }
     }
 
     /// The call is over, or dropped.
@@ -416,6 +428,7 @@ impl Plan {
         }
         frame.attempts += 1;
         frame.previous = delay;
+        frame.ran |= situation.started;
         Ok((frame, (wait > 0).then_some(at)))
     }
 
