@@ -16,9 +16,6 @@ use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
 use crate::run::{Once, Plain, Run, WithCall};
 
-/// The place of a limit that no step of the policy has set.
-const NO_STEP: u8 = u8::MAX;
-
 /// A call on its way in, as gates see it.
 pub struct Call {
     /// The clock as read in this poll, or `NEVER` while nobody has asked.
@@ -27,8 +24,6 @@ pub struct Call {
     said: Option<Box<Said>>,
     attempt: u32,
     cost: u32,
-    /// The step whose deadline is the earliest, or `NO_STEP` for the caller's.
-    limit: u8,
     priority: Priority,
     lane: u8,
     /// Whether `deadline` still counts from the first poll.
@@ -50,6 +45,7 @@ struct Watch {
 }
 
 impl Call {
+    #[inline]
     pub(crate) const fn new() -> Self {
         Self {
             now: Cell::new(Moment::NEVER),
@@ -57,7 +53,6 @@ impl Call {
             said: None,
             attempt: 1,
             cost: 1,
-            limit: NO_STEP,
             priority: Priority::Normal,
             lane: 0,
             relative: false,
@@ -77,7 +72,7 @@ impl Call {
     #[inline]
     pub fn now(&self) -> Moment {
         let now = self.now.get();
-        if now == Moment::NEVER { self.refresh() } else { now }
+        if now == Moment::NEVER { self.read_clock() } else { now }
     }
 
     /// Which attempt this is, counted from 1.
@@ -140,6 +135,11 @@ impl Call {
         self.now.set(Moment::NEVER);
     }
 
+    #[inline(never)]
+    fn read_clock(&self) -> Moment {
+        self.refresh()
+    }
+
     /// Reads the clock whether or not this poll already has.
     #[inline]
     pub(crate) fn refresh(&self) -> Moment {
@@ -164,27 +164,17 @@ impl Call {
         }
     }
 
-    /// Narrows the deadline to that of a step, and returns what has to be kept to widen it again.
+    /// Narrows the deadline to that of a step, and returns what it was before.
     #[inline]
-    pub(crate) fn narrow(&mut self, step: usize, limit: u64) -> [u64; 2] {
-        let kept = [self.deadline.nanos(), u64::from(self.limit)];
-        let deadline = self.now().plus_nanos(limit);
-        if deadline < self.deadline {
-            self.deadline = deadline;
-            self.limit = step as u8;
-        }
-        kept
+    pub(crate) fn narrow(&mut self, limit: u64) -> u64 {
+        let before = self.deadline;
+        self.deadline = before.min(self.now().plus_nanos(limit));
+        before.nanos()
     }
 
     #[inline]
-    pub(crate) fn widen(&mut self, [deadline, limit]: [u64; 2]) {
-        self.deadline = Moment::from_nanos(deadline);
-        self.limit = limit as u8;
-    }
-
-    /// The step that set the earliest deadline, or `None` for the caller.
-    pub(crate) fn limit(&self) -> Option<usize> {
-        (self.limit != NO_STEP).then_some(usize::from(self.limit))
+    pub(crate) fn widen(&mut self, before: u64) {
+        self.deadline = Moment::from_nanos(before);
     }
 
     pub(crate) fn next_attempt(&mut self) {
@@ -455,6 +445,7 @@ pub struct CallBuilder<P, C> {
 }
 
 impl<P: Steps, C> CallBuilder<P, C> {
+    #[inline]
     pub(crate) const fn new(policy: P, judge: C) -> Self {
         Self { policy, judge, call: Call::new() }
     }
@@ -511,6 +502,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
     }
 
     /// Runs the operation; see [`Policy::run`].
+    #[inline]
     pub fn run<O, F>(self, operation: O) -> Run<P, Plain<O>, F, C>
     where
         O: FnMut() -> F,
@@ -520,6 +512,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
     }
 
     /// Runs an operation that sees its call; see [`Policy::run_with`].
+    #[inline]
     pub fn run_with<O, F>(self, operation: O) -> Run<P, WithCall<O>, F, C>
     where
         O: FnMut(Attempt) -> F,
@@ -529,6 +522,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
     }
 
     /// Runs a future that cannot be made twice; see [`Policy::run_once`].
+    #[inline]
     pub fn run_once<F: TryFuture>(self, future: F) -> Run<P, Once, F, C> {
         Run::new(self.policy, self.judge, self.call, Once, Some(future))
     }

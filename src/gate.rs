@@ -260,6 +260,17 @@ macro_rules! each {
 }
 
 impl AnyGate {
+    /// What a built-in gate can decide on its word alone, kept apart so that it is compiled into the walk.
+    #[inline]
+    pub(crate) fn enter_at_once(&self, call: &Call) -> Option<Pass> {
+        match self {
+            Self::Semaphore(gate) => gate.enter_at_once(call),
+            Self::Breaker(gate) => gate.enter_at_once(),
+            Self::Bucket(gate) => gate.enter_at_once(call),
+            Self::Other(_) => None,
+        }
+    }
+
     pub(crate) fn new<G: Gate>(gate: G) -> Self {
         let any = &gate as &dyn Any;
         if let Some(semaphore) = any.downcast_ref::<Semaphore>() {
@@ -275,7 +286,6 @@ impl AnyGate {
         }
     }
 
-    #[inline]
     pub(crate) fn enter(&self, call: &Call) -> Entry {
         match self {
             Self::Semaphore(gate) => gate.enter(call),
@@ -294,8 +304,13 @@ impl AnyGate {
     }
 
     #[inline]
-    pub(crate) fn leave(&self, pass: Pass, outcome: Outcome) {
-        each!(self, gate => gate.leave(pass, outcome));
+    pub(crate) fn leave(&self, pass: Pass, outcome: &Outcome) {
+        match self {
+            Self::Semaphore(gate) => gate.give_back(&pass),
+            Self::Breaker(gate) => gate.hear(&pass, outcome),
+            Self::Bucket(gate) => gate.hear(&pass, outcome),
+            Self::Other(gate) => gate.leave(pass, *outcome),
+        }
     }
 
     pub(crate) fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {

@@ -108,7 +108,7 @@ impl Guard {
         if let Some(pass) = self.pass.take() {
             let started = self.started;
             let ended = if started == Moment::NEVER { started } else { Moment::now() };
-            self.gate.leave(pass, outcome(Times { started, ended }));
+            self.gate.leave(pass, &outcome(Times { started, ended }));
         }
     }
 }

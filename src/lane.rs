@@ -25,32 +25,16 @@ pub(crate) const INLINE_STEPS: usize = 8;
 /// What a step keeps while the call is further in.
 type Frame = [u64; 2];
 
-#[derive(Debug)]
-enum Frames {
-    Inline([Frame; INLINE_STEPS]),
-    Spilled(Box<[Frame]>),
-}
-
-impl Frames {
-    #[inline]
-    fn as_mut(&mut self) -> &mut [Frame] {
-        match self {
-            Self::Inline(frames) => frames,
-            Self::Spilled(frames) => frames,
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Not polled yet.
     Start,
     /// Walking in, at step `depth`.
     Entering,
-    /// In the queue of the gate at step `depth`, to ask again at this moment if not woken before.
-    Queued(Moment),
-    /// Between two attempts.
-    Backoff(Moment),
+    /// In the queue of the gate at step `depth`.
+    Queued,
+    /// Between two attempts, until `until`.
+    Backoff,
     /// All steps are passed.
     Running,
     Done,
@@ -65,6 +49,18 @@ pub(crate) enum End {
     /// The gate at this place said no.
     Refused(usize, Refusal),
     Cancelled,
+}
+
+impl End {
+    /// Whether a retry may have something to do about it.
+    #[inline]
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Judged(verdict) => !verdict.is_retryable(),
+            Self::TimedOut(None) | Self::Cancelled => true,
+            Self::TimedOut(Some(_)) | Self::Refused(..) => false,
+        }
+    }
 }
 
 /// Where the way out led.
@@ -83,23 +79,56 @@ enum Woken {
     Cancelled,
 }
 
+/// What few calls need.
+#[derive(Debug, Default)]
+struct Rare {
+    /// The frames of a policy with more steps than find room.
+    frames: Vec<Frame>,
+    /// The delays of retries with a backoff of the user's own.
+    delays: Delays,
+}
+
+impl Rare {
+    /// Dropping nothing is not worth a call.
+    #[inline]
+    fn drop(rare: &mut Option<Box<Self>>) {
+        #[cold]
+        fn cold(rare: Box<Rare>) {
+            drop(rare);
+        }
+        if let Some(rare) = rare.take() {
+            cold(rare);
+        }
+    }
+}
+
+/// The frames of a call, wherever they lie.
+#[inline]
+fn frames<'a>(inline: &'a mut [Frame; INLINE_STEPS], rare: &'a mut Option<Box<Rare>>) -> &'a mut [Frame] {
+    match rare {
+        Some(rare) if !rare.frames.is_empty() => &mut rare.frames,
+        _ => inline,
+    }
+}
+
 /// Everything about a call but the operation itself.
 #[derive(Debug)]
 pub(crate) struct Lane {
     call: Call,
-    frames: Frames,
-    phase: Phase,
+    rare: Option<Box<Rare>>,
     /// The first poll; `NEVER` where no step reads the clock.
     begun: Moment,
     /// When the operation was made.
     started: Moment,
     /// When the attempt before was over.
     ended: Moment,
-    /// The delays of retries with a backoff of the user's own.
-    delays: Delays,
-    depth: u32,
+    /// The end of a backoff.
+    until: Moment,
+    frames: [Frame; INLINE_STEPS],
     /// How many times the operation was made.
     made: u32,
+    depth: u8,
+    phase: Phase,
     needs: Needs,
     /// The operation can't be made again.
     once: bool,
@@ -110,17 +139,19 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
+    #[inline]
     pub(crate) const fn new(call: Call, once: bool) -> Self {
         Self {
             call,
-            frames: Frames::Inline([[0; 2]; INLINE_STEPS]),
-            phase: Phase::Start,
+            rare: None,
             begun: Moment::NEVER,
             started: Moment::NEVER,
             ended: Moment::NEVER,
-            delays: Delays::none(),
-            depth: 0,
+            until: Moment::NEVER,
+            frames: [[0; 2]; INLINE_STEPS],
             made: 0,
+            depth: 0,
+            phase: Phase::Start,
             needs: Needs::Nothing,
             once,
             operating: false,
@@ -128,6 +159,7 @@ impl Lane {
         }
     }
 
+    #[inline]
     pub(crate) fn call(&self) -> &Call {
         &self.call
     }
@@ -154,6 +186,10 @@ impl Lane {
         result
     }
 
+    fn frame(&mut self, place: usize) -> &mut Frame {
+        &mut frames(&mut self.frames, &mut self.rare)[place]
+    }
+
     /// Brings the call to the operation: through the steps, their queues, and the pause before a retry.
     #[inline]
     pub(crate) fn poll_in(
@@ -163,61 +199,22 @@ impl Lane {
         timer: Pin<&mut Timer>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End>> {
+        if self.phase == Phase::Start {
+            self.start(steps, needs);
+            if let Some(arrived) = self.enter(steps) {
+                return Poll::Ready(arrived);
+            }
+        }
         if self.phase == Phase::Running {
             return Poll::Ready(Ok(()));
         }
-        self.poll_steps(steps, needs, timer, cx)
-    }
-
-    fn poll_steps(
-        &mut self,
-        steps: &[Step],
-        needs: Needs,
-        mut timer: Pin<&mut Timer>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), End>> {
-        loop {
-            match self.phase {
-                Phase::Start => self.start(steps, needs),
-                Phase::Entering => {
-                    // No attempt begins after the caller has cancelled.
-                    if self.call.is_cancelled() {
-                        return Poll::Ready(Err(End::Cancelled));
-                    }
-                    if let Err(refusal) = self.walk_in(steps) {
-                        return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
-                    }
-                    if self.phase == Phase::Entering {
-                        self.arrive(steps);
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-                Phase::Queued(_) => {
-                    if let Err(end) = ready!(self.poll_queue(steps, timer.as_mut(), cx)) {
-                        return Poll::Ready(Err(end));
-                    }
-                }
-                Phase::Backoff(until) => {
-                    match ready!(self.poll_pause(timer.as_mut(), until, cx)) {
-                        Woken::Due => {}
-                        Woken::Deadline => return Poll::Ready(Err(End::TimedOut(self.call.limit()))),
-                        Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
-                    }
-                    self.phase = Phase::Entering;
-                    if let Err(end) = self.ask_still(steps) {
-                        return Poll::Ready(Err(end));
-                    }
-                }
-                Phase::Running => return Poll::Ready(Ok(())),
-                Phase::Done => panic!("polled again after it was ready"),
-            }
-        }
+        self.poll_wait(steps, timer, cx)
     }
 
     #[inline]
     fn start(&mut self, steps: &[Step], needs: Needs) {
         if steps.len() > INLINE_STEPS {
-            self.frames = Frames::Spilled(vec![[0; 2]; steps.len()].into());
+            self.rare.get_or_insert_default().frames = vec![[0; 2]; steps.len()];
         }
         self.needs = needs;
         if needs >= Needs::Now {
@@ -227,25 +224,48 @@ impl Lane {
         self.phase = Phase::Entering;
     }
 
+    /// Goes on walking in: to the operation, to an end, or to a queue (`None`).
+    #[inline]
+    fn enter(&mut self, steps: &[Step]) -> Option<Result<(), End>> {
+        // No attempt begins after the caller has cancelled.
+        if self.call.is_cancelled() {
+            return Some(Err(End::Cancelled));
+        }
+        if !steps.is_empty() {
+            if let Err(refusal) = self.walk_in(steps) {
+                return Some(Err(End::Refused(self.depth.into(), refusal)));
+            }
+            if self.phase == Phase::Queued {
+                return None;
+            }
+        }
+        self.arrive(steps);
+        Some(Ok(()))
+    }
+
     /// Enters the steps from `depth` on, up to the first one that makes the call wait or refuses it.
     fn walk_in(&mut self, steps: &[Step]) -> Result<(), Refusal> {
-        let depth = self.depth as usize;
-        let frames = &mut self.frames.as_mut()[..steps.len()];
-        for (place, (step, frame)) in steps.iter().zip(frames).enumerate().skip(depth) {
+        let Self { call, depth, .. } = self;
+        let place = usize::from(*depth);
+        let frames = &mut frames(&mut self.frames, &mut self.rare)[place..];
+        for (step, frame) in steps[place..].iter().zip(frames) {
             *frame = match step {
-                Step::Timeout(limit) => self.call.narrow(place, *limit),
-                Step::Retry(retry) => retry.enter().to_words(),
-                Step::Gate(gate) => match gate.enter(&self.call) {
-                    Entry::Pass(pass) => pass.words(),
-                    Entry::Wait(ticket, at) => {
-                        *frame = ticket.words();
-                        self.phase = Phase::Queued(at.unwrap_or(Moment::NEVER));
-                        return Ok(());
-                    }
-                    Entry::Refused(refusal) => return Err(refusal),
+                Step::Timeout(limit) => [call.narrow(*limit), 0],
+                Step::Retry(retry) => retry.enter(),
+                Step::Gate(gate) => match gate.enter_at_once(call) {
+                    Some(pass) => pass.words(),
+                    None => match gate.enter(call) {
+                        Entry::Pass(pass) => pass.words(),
+                        Entry::Wait(ticket, _) => {
+                            *frame = ticket.words();
+                            self.phase = Phase::Queued;
+                            return Ok(());
+                        }
+                        Entry::Refused(refusal) => return Err(refusal),
+                    },
                 },
             };
-            self.depth = place as u32 + 1;
+            *depth += 1;
         }
         Ok(())
     }
@@ -259,27 +279,67 @@ impl Lane {
         if self.needs >= Needs::Now {
             self.started = self.call.now();
         }
-        if self.made > 1 || self.call.attempt() > 1 {
-            for (step, frame) in steps.iter().zip(self.frames.as_mut()) {
-                if let Step::Retry(_) = step {
-                    *frame = RetryFrame::from_words(*frame).attempt_made().to_words();
-                }
+        if self.call.attempt() > 1 {
+            self.arrive_again(steps);
+        }
+    }
+
+    /// What the budgets of retries were charged for is made.
+    #[cold]
+    fn arrive_again(&mut self, steps: &[Step]) {
+        for (place, step) in steps.iter().enumerate() {
+            if let Step::Retry(_) = step {
+                let frame = self.frame(place);
+                *frame = RetryFrame::from_words(*frame).attempt_made().to_words();
             }
         }
+    }
+
+    fn poll_wait(&mut self, steps: &[Step], mut timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        loop {
+            match self.phase {
+                Phase::Entering => {
+                    if let Some(arrived) = self.enter(steps) {
+                        return Poll::Ready(arrived);
+                    }
+                }
+                Phase::Queued => {
+                    if let Err(end) = ready!(self.poll_queue(steps, timer.as_mut(), cx)) {
+                        return Poll::Ready(Err(end));
+                    }
+                }
+                Phase::Backoff => {
+                    match ready!(self.poll_pause(timer.as_mut(), self.until, cx)) {
+                        Woken::Due => {}
+                        Woken::Deadline => return Poll::Ready(Err(End::TimedOut(self.fired(steps)))),
+                        Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
+                    }
+                    self.phase = Phase::Entering;
+                    if let Err(end) = self.ask_still(steps) {
+                        return Poll::Ready(Err(end));
+                    }
+                }
+                Phase::Start | Phase::Running | Phase::Done => panic!("polled again after it was ready"),
+            }
+        }
+    }
+
+    /// The step whose deadline is the earliest, or `None` if it is the caller's: the innermost one that narrowed it.
+    fn fired(&mut self, steps: &[Step]) -> Option<usize> {
+        let deadline = self.call.ends().nanos();
+        let depth = usize::from(self.depth);
+        (0..depth).rev().find(|place| matches!(steps[*place], Step::Timeout(_)) && self.frame(*place)[0] != deadline)
     }
 
     /// Asks the gate whose queue the call stands in, and waits if it says so. What the gate says wins over a deadline
     /// that passes in the same poll.
     fn poll_queue(&mut self, steps: &[Step], timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let place = self.depth as usize;
-        let Some(Step::Gate(gate)) = steps.get(place) else {
-            self.phase = Phase::Entering;
-            return Poll::Ready(Ok(()));
-        };
-        let [a, b] = self.frames.as_mut()[place];
+        let place = usize::from(self.depth);
+        let Step::Gate(gate) = &steps[place] else { unreachable!("only gates have queues") };
+        let [a, b] = *self.frame(place);
         match gate.poll_wait(Ticket::new(a, b), &self.call, cx) {
             Entry::Pass(pass) => {
-                self.frames.as_mut()[place] = pass.words();
+                *self.frame(place) = pass.words();
                 self.depth += 1;
                 self.phase = Phase::Entering;
                 Poll::Ready(self.ask_still(steps))
@@ -289,13 +349,12 @@ impl Lane {
                 Poll::Ready(Err(End::Refused(place, refusal)))
             }
             Entry::Wait(ticket, at) => {
+                *self.frame(place) = ticket.words();
                 // A gate that names a moment gone by is asked again after a tick, not in a spin.
                 let at = at.map_or(Moment::NEVER, |at| at.max(self.call.now().plus_nanos(1)));
-                self.frames.as_mut()[place] = ticket.words();
-                self.phase = Phase::Queued(at);
                 let end = match ready!(self.poll_pause(timer, at, cx)) {
                     Woken::Due => return Poll::Ready(Ok(())),
-                    Woken::Deadline => End::TimedOut(self.call.limit()),
+                    Woken::Deadline => End::TimedOut(self.fired(steps)),
                     Woken::Cancelled => End::Cancelled,
                 };
                 self.phase = Phase::Entering;
@@ -306,17 +365,18 @@ impl Lane {
     }
 
     fn leave_queue(&mut self, steps: &[Step]) {
-        let place = self.depth as usize;
-        if let Some(Step::Gate(gate)) = steps.get(place) {
-            let [a, b] = self.frames.as_mut()[place];
+        let place = usize::from(self.depth);
+        if let Step::Gate(gate) = &steps[place] {
+            let [a, b] = *self.frame(place);
             gate.abandon(Ticket::new(a, b));
         }
     }
 
     /// After a wait, asks the gates that were passed before it whether their passes still hold.
     fn ask_still(&mut self, steps: &[Step]) -> Result<(), End> {
-        for (place, (step, &[a, b])) in steps.iter().zip(&self.frames.as_mut()[..self.depth as usize]).enumerate() {
+        for (place, step) in steps[..usize::from(self.depth)].iter().enumerate() {
             if let Step::Gate(gate) = step {
+                let [a, b] = *self.frame(place);
                 gate.still(&Pass::new(a, b), &self.call).map_err(|refusal| End::Refused(place, refusal))?;
             }
         }
@@ -325,10 +385,10 @@ impl Lane {
 
     /// While the operation is pending: waits for what could end it.
     #[inline]
-    pub(crate) fn poll_interrupt(&mut self, timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<End> {
+    pub(crate) fn poll_interrupt(&mut self, steps: &[Step], timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<End> {
         Poll::Ready(match ready!(self.poll_pause(timer, Moment::NEVER, cx)) {
             Woken::Cancelled => End::Cancelled,
-            _ => End::TimedOut(self.call.limit()),
+            _ => End::TimedOut(self.fired(steps)),
         })
     }
 
@@ -350,42 +410,74 @@ impl Lane {
 
     /// Leaves the steps from the innermost outwards, each with the outcome, until a retry calls for another attempt or
     /// the caller is reached. Every step's end passes through here or through [`Lane::abandon`].
+    #[inline]
     pub(crate) fn walk_out(&mut self, steps: &[Step], end: &End) -> Out {
+        let out = if self.depth > 0 { self.leave_steps(steps, end) } else { Out::Caller(Stop::NoRetry) };
+        if let Out::Caller(_) = out {
+            self.phase = Phase::Done;
+        }
+        out
+    }
+
+    fn leave_steps(&mut self, steps: &[Step], end: &End) -> Out {
         let mut outcome = self.outcome(end);
         let mut stop = Stop::NoRetry;
-        while let Some(place) = (self.depth as usize).checked_sub(1) {
-            let frame = self.frames.as_mut()[place];
-            match &steps[place] {
-                Step::Timeout(_) => {
-                    self.depth -= 1;
-                    self.call.widen(frame);
+        let settled = self.operating && end.is_final();
+        loop {
+            let asked = self.leave_up_to_retry(steps, &outcome, settled, &mut stop);
+            let Some((place, retry)) = asked else { return Out::Caller(stop) };
+            match self.ask_retry(retry, place, end, &mut outcome) {
+                Ok(until) => {
+                    self.again(until, outcome);
+                    return Out::Again;
                 }
-                Step::Gate(gate) => {
-                    self.depth -= 1;
-                    gate.leave(Pass::new(frame[0], frame[1]), outcome);
-                }
-                Step::Retry(retry) => match self.walk_out_of_retry(retry, place, end, &mut outcome) {
-                    Ok(until) => {
-                        if let Outcome::Judged(_, times) | Outcome::Abandoned(times) = outcome {
-                            self.ended = times.ended;
-                        }
-                        self.operating = false;
-                        self.call.next_attempt();
-                        self.phase = until.map_or(Phase::Entering, Phase::Backoff);
-                        return Out::Again;
-                    }
-                    Err(why) => stop = why,
-                },
+                Err(why) => stop = why,
             }
         }
-        self.phase = Phase::Done;
-        Out::Caller(stop)
+    }
+
+    /// Leaves timeouts and gates, and retries that have nothing to do about a settled end; stops at one that has.
+    #[inline]
+    fn leave_up_to_retry<'a>(
+        &mut self,
+        steps: &'a [Step],
+        outcome: &Outcome,
+        settled: bool,
+        stop: &mut Stop,
+    ) -> Option<(usize, &'a Plan)> {
+        let Self { call, depth, .. } = self;
+        let passed = usize::from(*depth);
+        let frames = frames(&mut self.frames, &mut self.rare);
+        for (step, &mut [a, b]) in steps[..passed].iter().zip(&mut frames[..passed]).rev() {
+            match step {
+                Step::Timeout(_) => call.widen(a),
+                Step::Gate(gate) => {
+                    *depth -= 1;
+                    gate.leave(Pass::new(a, b), outcome);
+                    continue;
+                }
+                Step::Retry(retry) if settled && !retry.has_budget() => *stop = Stop::Final,
+                Step::Retry(retry) => return Some((usize::from(*depth) - 1, retry)),
+            }
+            *depth -= 1;
+        }
+        None
+    }
+
+    fn again(&mut self, until: Option<Moment>, outcome: Outcome) {
+        if let Outcome::Judged(_, times) | Outcome::Abandoned(times) = outcome {
+            self.ended = times.ended;
+        }
+        self.operating = false;
+        self.call.next_attempt();
+        self.phase = if until.is_some() { Phase::Backoff } else { Phase::Entering };
+        self.until = until.unwrap_or(Moment::NEVER);
     }
 
     /// Asks a retry for another attempt. Its frame stays in the lane while a backoff of the user's own runs, which may
     /// panic.
-    #[inline]
-    fn walk_out_of_retry(
+    #[cold]
+    fn ask_retry(
         &mut self,
         retry: &Plan,
         place: usize,
@@ -393,13 +485,19 @@ impl Lane {
         outcome: &mut Outcome,
     ) -> Result<Option<Moment>, Stop> {
         let started = *outcome != Outcome::NotStarted;
+        let frame = RetryFrame::from_words(*self.frame(place));
+        let mut delays = self.rare.as_mut().map(|rare| std::mem::take(&mut rare.delays)).unwrap_or_default();
         let situation = Situation { end, started, place, call: &self.call, begun: self.begun, once: self.once };
-        let frame = &mut self.frames.as_mut()[place];
-        let settled = retry.settle(RetryFrame::from_words(*frame), &situation);
-        *frame = settled.to_words();
-        match retry.next(settled, &situation, &mut self.delays) {
+        let settled = retry.settle(frame, &situation);
+        // From here on a panic finds it settled.
+        frames(&mut self.frames, &mut self.rare)[place] = settled.to_words();
+        let next = retry.next(settled, &situation, &mut delays);
+        if delays.is_running() {
+            self.rare.get_or_insert_default().delays = delays;
+        }
+        match next {
             Ok((next, until)) => {
-                *frame = next.to_words();
+                *self.frame(place) = next.to_words();
                 Ok(until)
             }
             Err(stop) => {
@@ -472,7 +570,7 @@ impl Lane {
         } else {
             Outcome::Abandoned(self.times())
         };
-        let queued = matches!(self.phase, Phase::Queued(_));
+        let queued = self.phase == Phase::Queued;
         self.phase = Phase::Done;
         let mut rest = Rest(self, steps, outcome);
         if queued {
@@ -482,12 +580,13 @@ impl Lane {
     }
 
     fn give_back_passes(&mut self, steps: &[Step], outcome: &mut Outcome) {
-        while let Some(place) = (self.depth as usize).checked_sub(1) {
+        while self.depth > 0 {
             self.depth -= 1;
-            let frame = self.frames.as_mut()[place];
+            let place = usize::from(self.depth);
+            let frame = *self.frame(place);
             match &steps[place] {
-                Step::Timeout(_) => self.call.widen(frame),
-                Step::Gate(gate) => gate.leave(Pass::new(frame[0], frame[1]), *outcome),
+                Step::Timeout(_) => {}
+                Step::Gate(gate) => gate.leave(Pass::new(frame[0], frame[1]), outcome),
                 Step::Retry(retry) => {
                     let frame = RetryFrame::from_words(frame);
                     retry.leave(frame);
@@ -501,8 +600,15 @@ impl Lane {
     pub(crate) fn take_pass(&mut self) -> Pass {
         self.depth = 0;
         self.phase = Phase::Done;
-        let [a, b] = self.frames.as_mut()[0];
+        let [a, b] = *self.frame(0);
         Pass::new(a, b)
+    }
+}
+
+impl Drop for Lane {
+    #[inline]
+    fn drop(&mut self) {
+        Rare::drop(&mut self.rare);
     }
 }
 

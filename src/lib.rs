@@ -93,6 +93,8 @@ mod guard;
 mod internal;
 mod lane;
 mod lint;
+#[cfg(all(test, resile_loom))]
+mod loom;
 mod policy;
 pub mod rate;
 pub mod retry;

@@ -101,7 +101,7 @@ pub(crate) fn lint(steps: &[Step]) -> Vec<Finding> {
     }
     for place in layout.retries() {
         if let Step::Retry(plan) = &steps[place] {
-            if !plan.retry.has_budget() {
+            if !plan.has_budget() {
                 let message = "without a budget an outage is multiplied by the number of attempts";
                 find(Lint::RetryWithoutBudget, Some(place), message.into());
             }

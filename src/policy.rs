@@ -373,6 +373,7 @@ pub struct Judged<'a, C> {
 
 impl<'a, C> Judged<'a, C> {
     /// Runs an operation; see [`Policy::run`].
+    #[inline]
     pub fn run<O, F>(self, operation: O) -> Run<&'a Policy, Plain<O>, F, C>
     where
         O: FnMut() -> F,
@@ -382,6 +383,7 @@ impl<'a, C> Judged<'a, C> {
     }
 
     /// Runs an operation that sees its call; see [`Policy::run_with`].
+    #[inline]
     pub fn run_with<O, F>(self, operation: O) -> Run<&'a Policy, WithCall<O>, F, C>
     where
         O: FnMut(Attempt) -> F,
@@ -391,6 +393,7 @@ impl<'a, C> Judged<'a, C> {
     }
 
     /// Runs a future that cannot be made twice; see [`Policy::run_once`].
+    #[inline]
     pub fn run_once<F: TryFuture>(self, future: F) -> Run<&'a Policy, Once, F, C> {
         self.call().run_once(future)
     }
@@ -405,6 +408,7 @@ impl<'a, C> Judged<'a, C> {
     }
 
     /// Begins a call about which more is to be said; see [`CallBuilder`].
+    #[inline]
     pub fn call(self) -> CallBuilder<&'a Policy, C> {
         CallBuilder::new(self.policy, self.judge)
     }

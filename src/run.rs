@@ -107,7 +107,7 @@ where
                     match polled {
                         Some(Poll::Ready(judged)) => judged,
                         // The operation is given up before its passes are, like in a drop.
-                        _ => (ready!(this.lane.poll_interrupt(this.timer.as_mut(), cx)), None),
+                        _ => (ready!(this.lane.poll_interrupt(steps, this.timer.as_mut(), cx)), None),
                     }
                 };
             this.lane.user(|| this.operation.set(None));

@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::hint::black_box;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -42,24 +42,26 @@ impl Future for Pending {
     }
 }
 
-/// Polls a future until it is ready, without a scheduler and with a waker that does nothing.
+/// Polls a future until it is ready, without a scheduler and with a waker that does nothing. The future has to succeed.
+///
+/// A macro, so that the future is made where it is polled, as with `.await`.
+macro_rules! succeed {
+    ($future:expr) => {
+        match $crate::support::poll_until_ready(std::pin::pin!($future)) {
+            Ok(value) => drop(std::hint::black_box(value)),
+            Err(_) => $crate::support::failed(),
+        }
+    };
+}
+pub(crate) use succeed;
+
 #[inline]
-pub fn drive<T>(future: impl Future<Output = T>) -> T {
-    let mut future = pin!(future);
+pub fn poll_until_ready<T>(mut future: Pin<&mut impl Future<Output = T>>) -> T {
     let mut cx = Context::from_waker(Waker::noop());
     loop {
         if let Poll::Ready(result) = future.as_mut().poll(&mut cx) {
             return result;
         }
-    }
-}
-
-/// [`drive`], for a future that succeeds.
-#[inline]
-pub fn succeed<T, E>(future: impl Future<Output = Result<T, E>>) {
-    match drive(future) {
-        Ok(value) => drop(black_box(value)),
-        Err(_) => failed(),
     }
 }
 
@@ -81,13 +83,12 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-        let earlier = runtime.block_on(async {
-            let mut earlier = Box::pin(tokio::time::sleep(Duration::from_millis(250)));
-            std::future::poll_fn(|cx| Poll::Ready(assert!(earlier.as_mut().poll(cx).is_pending()))).await;
-            // The driver learns of the earlier timer when it parks.
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            earlier
-        });
+        let entered = runtime.enter();
+        let mut earlier = Box::pin(tokio::time::sleep(Duration::from_millis(250)));
+        assert!(earlier.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(entered);
+        // The driver learns of the earlier timer when it parks.
+        runtime.block_on(tokio::time::sleep(Duration::from_millis(1)));
         Self { _earlier: earlier, runtime }
     }
 

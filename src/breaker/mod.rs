@@ -55,7 +55,8 @@
 //! quick success never does. Time windows are counted in 16 slices.
 //!
 //! Half-open admits `probes` calls and judges them by ratio, as soon as the rest can't change the verdict. Results of
-//! calls that were let in under an earlier state move nothing.
+//! calls that were let in under an earlier state move nothing. (A good call that is being counted in the very moment in
+//! which the state changes may be counted in the next one.)
 //!
 //! # Cancellation
 //!
@@ -580,6 +581,12 @@ impl CircuitBreaker {
         result
     }
 
+    #[inline]
+    pub(crate) fn enter_at_once(&self) -> Option<Pass> {
+        let word = self.0.word.load(Acquire);
+        (word & ((1 << CODE_BITS) - 1) == CLOSED).then(|| Pass::new(word >> CODE_BITS, 0))
+    }
+
     #[cold]
     fn enter_unclosed(&self, now: Moment) -> Entry {
         // In two steps: a listener that panics at the change must not take a probe's place with it.
@@ -601,9 +608,9 @@ impl CircuitBreaker {
 
     /// What an outcome says about the peer, if anything.
     #[inline]
-    fn sample(&self, outcome: Outcome) -> Option<(Sample, Moment)> {
+    fn sample(&self, outcome: &Outcome) -> Option<(Sample, Moment)> {
         let rules = &self.0.rules;
-        match outcome {
+        match *outcome {
             Outcome::NotStarted => None,
             Outcome::Judged(verdict, times) => {
                 let good = verdict.is_healthy();
@@ -620,21 +627,50 @@ impl CircuitBreaker {
         }
     }
 
-    /// A failure or a slow call was counted: opens if that was one too many.
+    /// Counts a failure or a slow call, and opens if that was one too many: one step under the lock, so that of two who
+    /// cross a threshold together one sees it, and none counts in a generation that is not its own.
     #[cold]
-    fn judge(&self, generation: u64, streak: u64, now: Moment) {
-        let rules = &self.0.rules;
-        let counts = self.0.tally.counts(now);
-        let above = |count: u64, rate: Option<f64>| rate.is_some_and(|rate| count as f64 >= rate * counts.calls as f64);
-        let enough = counts.calls >= rules.min_calls;
-        let bad = enough && (above(counts.failures, rules.failure_rate) || above(counts.slow, rules.slow_rate));
-        if bad || rules.consecutive.is_some_and(|limit| streak >= limit) {
-            self.change(|machine| machine.trip(generation, now));
+    fn judge(&self, generation: u64, sample: Sample, now: Moment) {
+        let Shared { rules, tally, streak, .. } = &*self.0;
+        self.change(|machine| {
+            if machine.generation() != generation {
+                return;
+            }
+            tally.add(sample, now);
+            let streak = if sample.good { 0 } else { streak.load(Relaxed) + 1 };
+            self.0.streak.store(streak, Relaxed);
+            let counts = tally.counts(now);
+            let share =
+                |count: u64, rate: Option<f64>| rate.is_some_and(|rate| count as f64 >= rate * counts.calls as f64);
+            let enough = counts.calls >= rules.min_calls;
+            let bad = enough && (share(counts.failures, rules.failure_rate) || share(counts.slow, rules.slow_rate));
+            if bad || rules.consecutive.is_some_and(|limit| streak >= limit) {
+                machine.trip(generation, now);
+            }
+        });
+    }
+
+    #[inline]
+    pub(crate) fn hear(&self, pass: &Pass, outcome: &Outcome) {
+        let [generation, probe] = pass.words();
+        if probe != 0 {
+            return self.leave_unclosed(Admission { generation, probe }, outcome);
+        }
+        if self.0.word.load(Acquire) != generation << CODE_BITS | CLOSED {
+            return;
+        }
+        let Some((sample, now)) = self.sample(outcome) else { return };
+        if !sample.good || sample.slow {
+            return self.judge(generation, sample, now);
+        }
+        self.0.tally.add_good(now);
+        if self.0.streak.load(Relaxed) > 0 {
+            self.0.streak.store(0, Relaxed);
         }
     }
 
     #[cold]
-    fn leave_unclosed(&self, admission: Admission, outcome: Outcome) {
+    fn leave_unclosed(&self, admission: Admission, outcome: &Outcome) {
         let sample = self.sample(outcome);
         let now = sample.map_or_else(Moment::now, |(_, now)| now);
         // A slow probe is no good sign where slow calls count.
@@ -646,35 +682,15 @@ impl CircuitBreaker {
 impl Gate for CircuitBreaker {
     #[inline]
     fn enter(&self, call: &Call) -> Entry {
-        let word = self.0.word.load(Acquire);
-        if word & ((1 << CODE_BITS) - 1) == CLOSED {
-            return Entry::Pass(Pass::new(word >> CODE_BITS, 0));
+        match self.enter_at_once() {
+            Some(pass) => Entry::Pass(pass),
+            None => self.enter_unclosed(call.now()),
         }
-        self.enter_unclosed(call.now())
     }
 
     #[inline]
     fn leave(&self, pass: Pass, outcome: Outcome) {
-        let [generation, probe] = pass.words();
-        if probe != 0 {
-            return self.leave_unclosed(Admission { generation, probe }, outcome);
-        }
-        if self.0.word.load(Acquire) != generation << CODE_BITS | CLOSED {
-            return;
-        }
-        let Some((sample, now)) = self.sample(outcome) else { return };
-        self.0.tally.add(sample, now);
-        let streak = if sample.good {
-            if self.0.streak.load(Relaxed) > 0 {
-                self.0.streak.store(0, Relaxed);
-            }
-            0
-        } else {
-            self.0.streak.fetch_add(1, Relaxed) + 1
-        };
-        if !sample.good || sample.slow {
-            self.judge(generation, streak, now);
-        }
+        self.hear(&pass, &outcome);
     }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {

@@ -34,7 +34,16 @@ pub(super) enum Tally {
 }
 
 impl Tally {
+    /// Counts a call that went well and quickly: what almost all calls do.
     #[inline]
+    pub(super) fn add_good(&self, now: Moment) {
+        match self {
+            Self::Time(window) => window.add(GOOD, now),
+            Self::Calls(ring) => ring.add(Sample { good: true, slow: false }),
+            Self::Nothing => {}
+        }
+    }
+
     pub(super) fn add(&self, sample: Sample, now: Moment) {
         match self {
             Self::Time(window) => {
@@ -97,6 +106,7 @@ impl Ring {
         }
     }
 
+    #[inline(never)]
     fn add(&self, sample: Sample) {
         let new = FILLED | if sample.good { 0 } else { FAILED } | if sample.slow { SLOWED } else { 0 };
         let place = self.next.fetch_add(1, Relaxed) % self.places.len() as u64;

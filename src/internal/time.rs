@@ -51,7 +51,12 @@ impl Moment {
     /// Cost: one clock reading, about 25 ns; the crate itself takes one per call and hands it to every gate.
     #[must_use]
     pub fn now() -> Self {
-        Instant::now().into()
+        let instant = Instant::now().into_std();
+        match instant.checked_duration_since(anchor()) {
+            // No clock that ticks gets as far as the cast could cut.
+            Some(after) => Self(ORIGIN.saturating_add(after.as_nanos() as u64)),
+            None => instant.into(),
+        }
     }
 
     /// The time from `earlier` to here, or zero if `earlier` is later.

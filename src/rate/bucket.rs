@@ -20,6 +20,8 @@ const WAITERS: u64 = 1 << 62;
 /// The rate is being changed: everybody goes to the lock. Set and cleared under it.
 const BUSY: u64 = 1 << 63;
 const STATE: u64 = WAITERS - 1;
+/// Where the count of rate changes stands in the shape.
+const CHANGES: u32 = 56;
 /// The default burst is what comes in this part of a second.
 const BURSTS_PER_SECOND: u64 = 10;
 
@@ -264,12 +266,13 @@ impl TokenBucket {
         let mut faults = Faults::of("bucket");
         let new = check(&mut faults, rate, old.burst);
         faults.into_result()?;
+        let change = (self.0.shape.load(Relaxed) >> CHANGES) + 1 & 0xff;
         let before = self.0.word.fetch_or(BUSY, AcqRel);
         self.0.multiplier.store(new.multiplier, Relaxed);
-        self.0.shape.store(shape(new), Relaxed);
-        let state = old.convert(before & STATE, now, new);
-        // Never the word from before, by which somebody might swap in a state of the old pace.
-        let state = if state == before & STATE { state + 1 } else { state };
+        self.0.shape.store(shape(new) | change << CHANGES, Relaxed);
+        // A different unit, each below a nanosecond, for each of the last 256 changes: a rate that changes there and back
+        // does not come back to a word on which somebody still computes with the other pace.
+        let state = old.convert(before & STATE, now, new) + change;
         self.0.word.store(before & WAITERS | state, Release);
         self.wake_head(queue);
         Ok(())
@@ -278,7 +281,7 @@ impl TokenBucket {
     #[inline]
     fn pace(&self) -> Pace {
         let shape = self.0.shape.load(Relaxed);
-        Pace { multiplier: self.0.multiplier.load(Relaxed), bits: (shape >> 32) as u32, burst: shape as u32 }
+        Pace { multiplier: self.0.multiplier.load(Relaxed), bits: (shape >> 32) as u32 & 0xff, burst: shape as u32 }
     }
 
     /// Changes the word, or leaves it.
@@ -306,6 +309,44 @@ impl TokenBucket {
                 Ok(_) => return Take::Now(next),
                 Err(actual) => seen = actual,
             }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn enter_at_once(&self, call: &Call) -> Option<Pass> {
+        let cost = call.cost();
+        let now = call.now();
+        let mut seen = self.0.word.load(Acquire);
+        // With a flag set the word is above every state.
+        while seen <= STATE {
+            let pace = self.pace();
+            if cost > pace.burst {
+                break;
+            }
+            let next = pace.take_now(seen, now, cost)?;
+            match self.0.word.compare_exchange_weak(seen, next, AcqRel, Acquire) {
+                Ok(_) => return Some(Pass::new(next, cost.into())),
+                Err(actual) => seen = actual,
+            }
+        }
+        None
+    }
+
+    #[inline]
+    pub(crate) fn hear(&self, pass: &Pass, outcome: &Outcome) {
+        if *outcome == Outcome::NotStarted {
+            self.put_back(pass);
+        }
+    }
+
+    /// Only if nobody has taken since: a later taker was told its time with these tokens gone.
+    #[cold]
+    fn put_back(&self, pass: &Pass) {
+        let [state, cost] = pass.words();
+        let back = state.saturating_sub(self.pace().cost(cost as u32));
+        let next = self.update(|word| (word & STATE == state && word & BUSY == 0).then_some(word & !STATE | back));
+        if next.is_some_and(|word| word & WAITERS != 0) {
+            self.wake_head(self.0.queue.lock());
         }
     }
 
@@ -378,35 +419,15 @@ impl TokenBucket {
 impl Gate for TokenBucket {
     #[inline]
     fn enter(&self, call: &Call) -> Entry {
-        let cost = call.cost();
-        let now = call.now();
-        let mut seen = self.0.word.load(Acquire);
-        // With a flag set the word is above every state.
-        while seen <= STATE {
-            let pace = self.pace();
-            let Take::Now(next) = pace.take(seen, now, 0, cost) else { break };
-            if cost > pace.burst {
-                break;
-            }
-            match self.0.word.compare_exchange_weak(seen, next, AcqRel, Acquire) {
-                Ok(_) => return Entry::Pass(Pass::new(next, cost.into())),
-                Err(actual) => seen = actual,
-            }
+        match self.enter_at_once(call) {
+            Some(pass) => Entry::Pass(pass),
+            None => self.enter_queue(call),
         }
-        self.enter_queue(call)
     }
 
     #[inline]
     fn leave(&self, pass: Pass, outcome: Outcome) {
-        if outcome == Outcome::NotStarted {
-            let [state, cost] = pass.words();
-            // Only if nobody has taken since: a later taker was told its time with these tokens gone.
-            let back = state.saturating_sub(self.pace().cost(cost as u32));
-            let next = self.update(|word| (word & STATE == state && word & BUSY == 0).then_some(word & !STATE | back));
-            if next.is_some_and(|word| word & WAITERS != 0) {
-                self.wake_head(self.0.queue.lock());
-            }
-        }
+        self.hear(&pass, &outcome);
     }
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {

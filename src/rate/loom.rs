@@ -1,1 +1,248 @@
-//! Models of every interleaving, run under `--cfg resile_loom`.
+//! Models of the token bucket. The clock stands still, so that tokens come from changes of rate and refunds alone.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use loom::thread::{self, JoinHandle};
+
+use super::{Rate, TokenBucket};
+use crate::call::Call;
+use crate::error::Reason;
+use crate::gate::{Entry, Gate, Outcome, Pass, Ticket};
+use crate::loom::{advance, block_on, enter, explore, wait};
+
+/// A token a second, all of the burst spent but so many.
+fn bucket(burst: u32, left: u32) -> TokenBucket {
+    let bucket = TokenBucket::per_second(1).burst(burst).build().unwrap();
+    bucket.try_take(burst - left).unwrap();
+    bucket
+}
+
+/// Another thread's part in a model.
+fn spawn<T: 'static>(bucket: &TokenBucket, part: impl FnOnce(&TokenBucket) -> T + 'static) -> JoinHandle<T> {
+    let bucket = bucket.clone();
+    thread::spawn(move || part(&bucket))
+}
+
+fn take(bucket: &TokenBucket) -> Result<(), Reason> {
+    bucket.try_take(1).map_err(|refusal| refusal.reason())
+}
+
+/// The state after one token is taken, for those that undo it.
+fn pass(bucket: &TokenBucket) -> Option<Pass> {
+    match bucket.enter(&Call::alone(1, false)) {
+        Entry::Pass(pass) => Some(pass),
+        _ => None,
+    }
+}
+
+fn queue(bucket: &TokenBucket, call: &Call) -> Ticket {
+    match bucket.enter(call) {
+        Entry::Wait(ticket, _) => ticket,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn one_token_goes_to_one_of_two() {
+    explore(|| {
+        let bucket = bucket(2, 1);
+        let other = spawn(&bucket, take);
+        let own = take(&bucket);
+        let both = [own, other.join().unwrap()];
+        assert_eq!(both.iter().filter(|taken| taken.is_ok()).count(), 1);
+        assert!(both.contains(&Err(Reason::Busy)));
+        assert_eq!(bucket.peek(), 0);
+    });
+}
+
+/// L10: who took for later is seen by who still goes by an older reading of the clock.
+#[test]
+fn an_old_reading_of_the_clock_finds_no_token_that_a_newer_one_has_taken() {
+    explore(|| {
+        let bucket = bucket(1, 1);
+        let old = Call::alone(1, false);
+        let _ = old.now();
+        advance(Duration::from_secs(1));
+        let other = spawn(&bucket, |bucket| bucket.enter(&Call::alone(1, false)));
+        let _ = bucket.enter(&old);
+        assert!(matches!(other.join().unwrap(), Entry::Pass(_)), "one was there, and one more has come since");
+        assert_eq!(bucket.peek(), 0);
+    });
+}
+
+#[test]
+fn a_change_of_rate_keeps_what_two_takers_leave() {
+    explore(|| {
+        let bucket = bucket(3, 3);
+        let takers = [(); 2].map(|()| spawn(&bucket, take));
+        bucket.set_rate(Rate::per_second(999_983)).unwrap();
+        for taker in takers {
+            assert_eq!(taker.join().unwrap(), Ok(()));
+        }
+        assert_eq!(bucket.peek(), 1);
+    });
+}
+
+/// Back at the first rate, the word is what it was before, and the taker may have read the other rate in between.
+#[test]
+fn a_rate_that_changes_there_and_back_keeps_what_a_taker_leaves() {
+    explore(|| {
+        let bucket = bucket(3, 2);
+        // Once converted, a state stays the same to the unit.
+        bucket.set_rate(Rate::per_second(3)).unwrap();
+        bucket.set_rate(Rate::per_second(1)).unwrap();
+        let there = spawn(&bucket, |bucket| bucket.set_rate(Rate::per_second(3)).unwrap());
+        let taker = spawn(&bucket, take);
+        there.join().unwrap();
+        bucket.set_rate(Rate::per_second(1)).unwrap();
+        assert_eq!(taker.join().unwrap(), Ok(()));
+        assert_eq!(bucket.peek(), 1);
+    });
+}
+
+#[test]
+fn a_token_comes_back_only_if_nobody_has_taken_since() {
+    explore(|| {
+        let bucket = bucket(2, 2);
+        let unused = pass(&bucket).unwrap();
+        let [taken, _] = unused.words();
+        let other = spawn(&bucket, |bucket| pass(bucket).unwrap().words()[0]);
+        bucket.leave(unused, Outcome::NotStarted);
+        // Who finds the token back takes the same one; who comes first moves on to the next.
+        let refunded = other.join().unwrap() == taken;
+        assert_eq!(bucket.peek(), u32::from(refunded));
+    });
+}
+
+#[test]
+fn two_tokens_that_come_back_at_once_are_no_more_than_two() {
+    explore(|| {
+        let bucket = bucket(2, 2);
+        let (first, second) = (pass(&bucket).unwrap(), pass(&bucket).unwrap());
+        let other = spawn(&bucket, |bucket| bucket.leave(first, Outcome::NotStarted));
+        bucket.leave(second, Outcome::NotStarted);
+        other.join().unwrap();
+        let left = bucket.peek();
+        assert!(left == 1 || left == 2, "{left}: the later one always comes back");
+        assert_eq!((0..3).filter(|_| take(&bucket).is_ok()).count() as u32, left);
+    });
+}
+
+#[test]
+fn a_token_that_comes_back_during_a_change_of_rate_is_worth_one() {
+    explore(|| {
+        let bucket = bucket(2, 2);
+        let unused = pass(&bucket).unwrap();
+        let other = spawn(&bucket, |bucket| bucket.set_rate(Rate::per_second(999_983)).unwrap());
+        bucket.leave(unused, Outcome::NotStarted);
+        other.join().unwrap();
+        let left = bucket.peek();
+        assert!(left == 1 || left == 2, "{left}");
+    });
+}
+
+#[test]
+fn a_head_that_goes_away_wakes_the_next() {
+    explore(|| {
+        let bucket = bucket(1, 0);
+        let call = Call::alone(1, true);
+        let head = queue(&bucket, &call);
+        let next = spawn(&bucket, |bucket| {
+            let call = Call::alone(1, true);
+            let mut kept = Some(queue(bucket, &call));
+            // The head alone is told when to come back.
+            block_on(poll_fn(|cx| match bucket.poll_wait(kept.take().unwrap(), &call, cx) {
+                Entry::Wait(ticket, None) => {
+                    kept = Some(ticket);
+                    Poll::Pending
+                }
+                Entry::Wait(ticket, Some(_)) => Poll::Ready(bucket.abandon(ticket)),
+                other => panic!("{other:?}"),
+            }));
+        });
+        bucket.abandon(head);
+        next.join().unwrap();
+        assert_eq!((bucket.queued(), bucket.peek()), (0, 0));
+    });
+}
+
+#[test]
+fn a_head_that_is_served_wakes_the_next() {
+    explore(|| {
+        let bucket = bucket(2, 0);
+        let waiters = [(); 2].map(|()| spawn(&bucket, |bucket| enter(bucket, 1).map(drop)));
+        bucket.refund(2);
+        for waiter in waiters {
+            waiter.join().unwrap().unwrap();
+        }
+        assert_eq!((bucket.queued(), bucket.peek()), (0, 0));
+    });
+}
+
+#[test]
+fn a_token_that_comes_back_goes_to_the_head_at_once() {
+    explore(|| {
+        let bucket = bucket(1, 1);
+        let unused = pass(&bucket).unwrap();
+        let waiter = spawn(&bucket, |bucket| enter(bucket, 1).map(drop));
+        bucket.leave(unused, Outcome::NotStarted);
+        waiter.join().unwrap().unwrap();
+        assert_eq!((bucket.queued(), bucket.peek()), (0, 0));
+    });
+}
+
+/// Who waits is never passed by: the token that comes back is the head's, however many ask meanwhile.
+#[test]
+fn nobody_takes_a_token_past_the_head() {
+    explore(|| {
+        let bucket = bucket(1, 0);
+        let call = Call::alone(1, true);
+        let ticket = queue(&bucket, &call);
+        let refund = spawn(&bucket, |bucket| bucket.refund(1));
+        let other = spawn(&bucket, take);
+        assert!(wait(&bucket, &call, ticket).is_ok());
+        refund.join().unwrap();
+        assert_eq!(other.join().unwrap(), Err(Reason::Busy));
+        assert_eq!((bucket.queued(), bucket.peek()), (0, 0));
+    });
+}
+
+/// G6
+#[test]
+fn wakers_are_woken_and_dropped_with_no_lock_held() {
+    struct Nosy(TokenBucket, Arc<AtomicU32>);
+
+    impl Wake for Nosy {
+        fn wake(self: Arc<Self>) {
+            drop(self);
+        }
+    }
+
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            let _ = self.0.queued();
+            self.1.fetch_add(1, Relaxed);
+        }
+    }
+
+    explore(|| {
+        let bucket = bucket(1, 0);
+        let call = Call::alone(1, true);
+        let gone = Arc::new(AtomicU32::new(0));
+        let ticket = queue(&bucket, &call);
+        let [bits, give_up] = ticket.words();
+        for _ in 0..2 {
+            let waker = Waker::from(Arc::new(Nosy(bucket.clone(), gone.clone())));
+            let _ = bucket.poll_wait(Ticket::new(bits, give_up), &call, &mut Context::from_waker(&waker));
+        }
+        let other = spawn(&bucket, |bucket| bucket.set_rate(Rate::per_second(2)).unwrap());
+        bucket.abandon(ticket);
+        other.join().unwrap();
+        assert_eq!(gone.load(Relaxed), 2);
+        assert_eq!(bucket.queued(), 0);
+    });
+}

@@ -96,7 +96,10 @@ impl Pace {
     /// The stretched time.
     #[inline]
     pub(super) fn virtual_time(self, now: Moment) -> u64 {
-        let elapsed = now.nanos().saturating_sub(BASE).min(LAST);
+        let mut elapsed = now.nanos().wrapping_sub(BASE);
+        if elapsed > LAST {
+            elapsed = if now.nanos() < BASE { 0 } else { LAST };
+        }
         ((u128::from(elapsed) * u128::from(self.multiplier)) >> SHIFT) as u64
     }
 
@@ -121,12 +124,22 @@ impl Pace {
         self.cost(self.burst)
     }
 
+    /// The state after taking so many tokens, no more than the burst, if they are there now.
+    ///
+    /// An idle bucket's state lies in the past and counts as now: it is full, never more. The sums stay below 2^63,
+    /// since a state lies no further ahead of the time than a span, and `LAST` is below 2^61.
+    #[inline]
+    pub(super) fn take_now(self, state: u64, now: Moment, tokens: u32) -> Option<u64> {
+        let time = self.virtual_time(now);
+        let next = state.max(time.saturating_sub(GRAIN)) + self.cost(tokens);
+        (next <= time + self.span()).then_some(next)
+    }
+
     /// Asks for tokens, no more than the burst, behind others that are spoken for but not taken yet.
     #[inline]
     pub(super) fn take(self, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
         let time = self.virtual_time(now);
         let next = state.max(time.saturating_sub(GRAIN)).saturating_add(ahead).saturating_add(self.cost(tokens));
-        // An idle bucket's state lies in the past and counts as now: it is full, never more.
         if next <= time + self.span() { Take::Now(next) } else { Take::At(self.moment(next - self.span())) }
     }
 

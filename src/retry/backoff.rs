@@ -48,7 +48,8 @@ pub enum Jitter {
     Full,
     /// Half of the delay, and anything up to the other half: a retry is never immediate.
     Equal,
-    /// Anything from the first delay to three times the previous one, whatever the strategy.
+    /// Anything from the first delay to three times the previous one, whatever the strategy. With delays of your own,
+    /// anything from each of them to three times the previous pause.
     Decorrelated,
 }
 
@@ -76,8 +77,8 @@ impl Curve {
         })
     }
 
-    fn first(&self) -> u64 {
-        self.raw(1).unwrap_or(0)
+    fn first(&self) -> Option<u64> {
+        self.raw(1)
     }
 }
 
@@ -115,8 +116,9 @@ pub(crate) struct Delays(Option<Box<Running>>);
 type Running = Vec<(usize, Box<dyn Iterator<Item = Duration> + Send>)>;
 
 impl Delays {
-    pub(crate) const fn none() -> Self {
-        Self(None)
+    /// Whether a call has begun one.
+    pub(crate) fn is_running(&self) -> bool {
+        self.0.is_some()
     }
 
     fn next(&mut self, place: usize, n: u32, backoff: &Arc<dyn Backoff>) -> Option<Duration> {
@@ -169,7 +171,7 @@ impl Schedule {
             Jitter::Full => up_to(ask.bits, delay),
             Jitter::Equal => delay - up_to(ask.bits, delay / 2),
             Jitter::Decorrelated => {
-                let low = self.curve.first().min(self.cap);
+                let low = self.curve.first().unwrap_or(delay).min(self.cap);
                 let high = ask.previous.max(low).saturating_mul(3).min(self.cap).max(low);
                 low + up_to(ask.bits, high - low)
             }
@@ -195,7 +197,7 @@ mod tests {
     }
 
     fn delays(schedule: &Schedule, count: u32, seed: u64) -> Vec<u64> {
-        let mut own = Delays::none();
+        let mut own = Delays::default();
         let mut previous = 0;
         (1..=count)
             .map_while(|n| {
@@ -233,7 +235,7 @@ mod tests {
         let mut bins = [0_u32; 10];
         for call in 0..20_000 {
             let ask = Ask { place: 0, n: 1, previous: 0, bits: bits(7, call, 1) };
-            bins[schedule.delay(&ask, &mut Delays::none()).unwrap() as usize / 100] += 1;
+            bins[schedule.delay(&ask, &mut Delays::default()).unwrap() as usize / 100] += 1;
         }
         assert!(bins.iter().all(|n| (1_800..2_200).contains(n)), "{bins:?}");
     }

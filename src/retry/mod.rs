@@ -28,6 +28,9 @@
 mod backoff;
 mod budget;
 
+#[cfg(all(test, resile_loom))]
+mod loom;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -211,11 +214,6 @@ impl Retry {
         self
     }
 
-    /// Whether the step has a budget, for `lint`.
-    pub(crate) fn has_budget(&self) -> bool {
-        self.budget.is_some()
-    }
-
     /// Whether refusals are tried again, for `lint`.
     pub(crate) fn retries_refusals(&self) -> bool {
         self.on_refusal == OnRefusal::Retry
@@ -350,12 +348,18 @@ impl Situation<'_> {
 }
 
 impl Plan {
+    /// A call comes by: the words of its first frame.
     #[inline]
-    pub(crate) fn enter(&self) -> Frame {
+    pub(crate) fn enter(&self) -> [u64; 2] {
         if let Some(budget) = &self.retry.budget {
             budget.enter();
         }
-        Frame { attempts: 1, call: 0, previous: 0, charged: false, made: false, ran: false }
+        [1 << 32, 0]
+    }
+
+    #[inline]
+    pub(crate) fn has_budget(&self) -> bool {
+        self.retry.budget.is_some()
     }
 
     /// The call is over, or dropped.

@@ -240,6 +240,14 @@ impl Semaphore {
         }
     }
 
+    #[inline]
+    pub(crate) fn enter_at_once(&self, call: &Call) -> Option<Pass> {
+        let cost = call.cost();
+        // Closed or waited for, the word is above every reading without flags.
+        let took = self.update(|word| if word.0 < WAITERS { word.take(cost) } else { None });
+        took.ok().map(|_| Pass::new(cost.into(), 0))
+    }
+
     #[cold]
     fn refuse(&self, reason: Reason) -> Entry {
         Entry::Refused(Refusal::by(self.0.name.clone(), reason))
@@ -249,34 +257,35 @@ impl Semaphore {
     #[cold]
     fn enter_queue(&self, call: &Call) -> Entry {
         let cost = call.cost();
-        let word = self.read();
-        if word.is_closed() {
-            return self.refuse(Reason::Closed);
-        }
-        if cost > word.limit() {
-            return self.refuse(Reason::CostAboveLimit { cost, limit: word.limit() });
-        }
-        let give_up = if call.may_wait() && self.0.max_queue > 0 && self.0.max_wait > 0 {
-            if self.0.max_wait == u64::MAX { Moment::NEVER } else { call.now().plus_nanos(self.0.max_wait) }
-        } else {
-            return self.refuse(if call.may_wait() { Reason::QueueFull } else { Reason::Busy });
+        let give_up = match self.0.max_wait {
+            u64::MAX => Moment::NEVER,
+            wait => call.now().plus_nanos(wait),
         };
         let mut queue = self.0.queue.lock();
-        if queue.len() >= self.0.max_queue {
-            return self.refuse(Reason::QueueFull);
+        // Limit and closing change under the lock only: what is decided on them here holds until it is released.
+        let word = self.read();
+        let reason = if word.is_closed() {
+            Some(Reason::Closed)
+        } else if cost > word.limit() {
+            Some(Reason::CostAboveLimit { cost, limit: word.limit() })
+        } else if !call.may_wait() {
+            Some(Reason::Busy)
+        } else if queue.len() >= self.0.max_queue {
+            Some(Reason::QueueFull)
+        } else if self.0.max_wait == 0 {
+            Some(Reason::QueueTimeout)
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            drop(queue);
+            return self.refuse(reason);
         }
         // From here on whoever gives permits back comes to the queue (invariant 2 of the word).
         self.0.word.fetch_or(WAITERS, AcqRel);
-        if queue.is_empty() {
-            let alone = self.update(|word| if word.is_closed() { None } else { word.take(cost) });
-            if alone.is_ok() || self.read().is_closed() {
-                self.0.word.fetch_and(!WAITERS, Release);
-                return if alone.is_ok() {
-                    Entry::Pass(Pass::new(cost.into(), 0))
-                } else {
-                    self.refuse(Reason::Closed)
-                };
-            }
+        if queue.is_empty() && self.update(|word| word.take(cost)).is_ok() {
+            self.0.word.fetch_and(!WAITERS, Release);
+            return Entry::Pass(Pass::new(cost.into(), 0));
         }
         let key = queue.push(cost);
         Entry::Wait(Ticket::new(key.to_bits(), give_up.nanos()), (give_up != Moment::NEVER).then_some(give_up))
@@ -297,9 +306,10 @@ impl Semaphore {
     }
 
     #[inline]
-    fn give_back(&self, permits: u32) {
+    pub(crate) fn give_back(&self, pass: &Pass) {
+        let [permits, _] = pass.words();
         // Cannot underflow: each pass was added once and is taken back once.
-        let before = Word(self.0.word.fetch_sub(in_use(permits), AcqRel));
+        let before = Word(self.0.word.fetch_sub(in_use(permits as u32), AcqRel));
         if before.has_waiters() {
             self.serve_queue();
         }
@@ -333,17 +343,15 @@ impl Semaphore {
 impl Gate for Semaphore {
     #[inline]
     fn enter(&self, call: &Call) -> Entry {
-        let cost = call.cost();
-        // Closed or waited for, the word is above every reading without flags.
-        match self.update(|word| if word.0 < WAITERS { word.take(cost) } else { None }) {
-            Ok(_) => Entry::Pass(Pass::new(cost.into(), 0)),
-            Err(_) => self.enter_queue(call),
+        match self.enter_at_once(call) {
+            Some(pass) => Entry::Pass(pass),
+            None => self.enter_queue(call),
         }
     }
 
     #[inline]
     fn leave(&self, pass: Pass, _: Outcome) {
-        self.give_back(pass.words()[0] as u32);
+        self.give_back(&pass);
     }
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
@@ -368,9 +376,11 @@ impl Gate for Semaphore {
             }
             Status::Rejected | Status::Gone => {
                 self.end_wait(queue, key, false);
-                let (cost, word) = (call.cost(), self.read());
-                let limit = word.limit();
-                self.refuse(if word.is_closed() { Reason::Closed } else { Reason::CostAboveLimit { cost, limit } })
+                // It asked for more than a limit that was, or everybody was sent away. What holds now decides.
+                match self.enter_queue(call) {
+                    Entry::Wait(ticket, _) => self.poll_wait(ticket, call, cx),
+                    entry => entry,
+                }
             }
         }
     }

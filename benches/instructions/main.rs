@@ -12,18 +12,20 @@
 //! `--check` fails if a row is above its `must`; `--annotate` adds the functions that cost the most; a row is taken if
 //! its name begins with one of the given ones.
 
+mod callgrind;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use callgrind::Profile;
 use resile::{Gate, Policy};
-use support::{Within, World};
+use support::{Within, World, succeed};
 
 const LAPS: [u64; 2] = [1_000, 3_000];
 const WARM_UP: u64 = 10;
@@ -72,7 +74,7 @@ impl Limits {
 }
 
 const ROWS: &[Row] = &[
-    row(BARE, || repeat(|| support::succeed(support::ready())), Limits::NONE),
+    row(BARE, || repeat(|| succeed!(support::ready())), Limits::NONE),
     row("ready/tokio timeout", || repeat(tokio_ready), Limits::NONE),
     row(
         "ready/no steps",
@@ -80,7 +82,7 @@ const ROWS: &[Row] = &[
         Limits::OURS.instructions(80.0, 40.0).over_bare().clocks(0.0, 0.0),
     ),
     row("ready/stack", || ready(support::stack()), Limits::OURS.instructions(700.0, 400.0).clocks(2.0, 1.0)),
-    row("pending/bare", || repeat(|| support::succeed(support::pending())), Limits::NONE),
+    row("pending/bare", || repeat(|| succeed!(support::pending())), Limits::NONE),
     row("pending/tokio timeout", || repeat(tokio_pending), Limits::NONE),
     row("pending/no steps", || pending(support::no_steps()), Limits::OURS.clocks(0.0, 0.0)),
     row("pending/timeout", || pending(support::only_timeout()), Limits::OURS),
@@ -109,19 +111,19 @@ fn repeat(mut once: impl FnMut() + 'static) -> Lap {
 }
 
 fn ready(policy: Policy) -> Lap {
-    repeat(move || support::succeed(policy.run(support::ready)))
+    repeat(move || succeed!(policy.run(support::ready)))
 }
 
 fn pending(policy: Policy) -> Lap {
-    repeat(move || support::succeed(policy.run(support::pending)))
+    repeat(move || succeed!(policy.run(support::pending)))
 }
 
 fn tokio_ready() {
-    support::succeed(async { tokio::time::timeout(Duration::from_millis(300), support::ready()).await? });
+    succeed!(async { tokio::time::timeout(Duration::from_millis(300), support::ready()).await? });
 }
 
 fn tokio_pending() {
-    support::succeed(async { tokio::time::timeout(Duration::from_millis(300), support::pending()).await? });
+    succeed!(async { tokio::time::timeout(Duration::from_millis(300), support::pending()).await? });
 }
 
 fn gate(gate: impl Gate) -> Lap {
@@ -129,7 +131,7 @@ fn gate(gate: impl Gate) -> Lap {
     let policy = support::only_gate(within.clone());
     Box::new(move |times| {
         within.rounds.store(times, Ordering::Relaxed);
-        support::succeed(policy.run(support::ready));
+        succeed!(policy.run(support::ready));
     })
 }
 
@@ -173,7 +175,7 @@ fn measured_lap(lap: &mut Lap, times: u64) {
 }
 
 /// What an operation costs.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Cost {
     instructions: f64,
     clocks: f64,
@@ -182,30 +184,33 @@ struct Cost {
 
 impl Cost {
     /// Of one operation, by the difference of two laps.
-    fn per_operation([short, long]: [Self; 2]) -> Self {
-        let times = (LAPS[1] - LAPS[0]) as f64;
+    fn per_operation([short, long]: &[Profile; 2]) -> Self {
+        let per_operation = |of: &dyn Fn(&Profile) -> u64| (of(long) - of(short)) as f64 / (LAPS[1] - LAPS[0]) as f64;
         Self {
-            instructions: (long.instructions - short.instructions) / times,
-            clocks: (long.clocks - short.clocks) / times,
-            allocations: (long.allocations - short.allocations) / times,
+            instructions: per_operation(&|profile| profile.instructions),
+            clocks: per_operation(&|profile| profile.calls_of(&["clock_gettime"])),
+            allocations: per_operation(&|profile| profile.calls_of(ALLOCATORS)),
         }
     }
 }
+
+const ALLOCATORS: &[&str] = &["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc"];
 
 /// The outer program: runs the inner one under valgrind and prints the table.
 fn report(names: &[String], options: &[String]) -> ExitCode {
     let check = options.iter().any(|option| option == "--check");
     let rows = chosen(names);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("instructions");
-    if let Err(problem) = count(&rows, &folder) {
-        eprintln!("instructions: not counted: {problem}");
-        return if check { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-    }
-    let counted: Vec<(&Row, Cost)> = rows.iter().enumerate().map(|(index, row)| (*row, read(&folder, index))).collect();
+    let counted = match count(&rows) {
+        Ok(counted) => counted,
+        Err(problem) => {
+            eprintln!("instructions: not counted: {problem}");
+            return if check { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
     let above = print(&counted);
     if options.iter().any(|option| option == "--annotate") {
-        for (index, row) in rows.iter().enumerate() {
-            annotate(row, &dump(&folder, index, 1));
+        for (row, [_, profile]) in &counted {
+            annotate(row, profile);
         }
     }
     if check && !above.is_empty() {
@@ -215,91 +220,39 @@ fn report(names: &[String], options: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn count(rows: &[&Row], folder: &Path) -> Result<(), String> {
-    let failed = |error: std::io::Error| error.to_string();
-    let _not_there_yet = fs::remove_dir_all(folder);
-    fs::create_dir_all(folder).map_err(failed)?;
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--dump-after=*measured_lap*"])
-        .arg(format!("--callgrind-out-file={}", folder.join("dump").display()))
-        .arg(std::env::current_exe().map_err(failed)?)
-        .arg("lap")
-        .args(rows.iter().map(|row| row.name))
-        .output()
-        .map_err(|error| format!("valgrind: {error}"))?;
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
-}
-
-/// Where the counts of a row's lap are: each row has three dumps, the first of which is what led up to it.
-fn dump(folder: &Path, row: usize, lap: usize) -> PathBuf {
-    folder.join(format!("dump.{}", row * (LAPS.len() + 1) + lap + 2))
-}
-
-fn read(folder: &Path, row: usize) -> Cost {
-    Cost::per_operation([0, 1].map(|lap| {
-        let path = dump(folder, row, lap);
-        parse(&fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
-    }))
-}
-
-/// Reads what is needed of callgrind's format: the total, and how often some functions were called.
-fn parse(text: &str) -> Cost {
-    let mut cost = Cost::default();
-    let mut names = HashMap::new();
-    let mut callee = "";
-    for line in text.lines() {
-        if let Some(function) = line.strip_prefix("cfn=").or_else(|| line.strip_prefix("fn=")) {
-            // `(7) clock_gettime@@GLIBC_2.17` the first time, then `(7)`; `malloc'2` for a recursion.
-            let (id, name) = function.split_once(' ').unwrap_or((function, ""));
-            let name = name.split(['@', '\'']).next().unwrap_or(name);
-            let known = names.entry(id).or_insert(name);
-            if line.starts_with('c') {
-                callee = known;
-            }
-        } else if let Some(calls) = line.strip_prefix("calls=") {
-            let calls = number(calls);
-            match callee {
-                "clock_gettime" => cost.clocks += calls,
-                "malloc" | "calloc" | "realloc" | "posix_memalign" | "aligned_alloc" => cost.allocations += calls,
-                _ => {}
-            }
-        } else if let Some(total) = line.strip_prefix("totals:").or_else(|| line.strip_prefix("summary:")) {
-            cost.instructions = number(total.trim());
-        }
-    }
-    cost
-}
-
-/// The number that a line begins with.
-fn number(text: &str) -> f64 {
-    text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(f64::NAN)
+fn count<'a>(rows: &[&'a Row]) -> Result<Vec<(&'a Row, [Profile; 2])>, String> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("instructions");
+    let mut args = vec!["lap"];
+    args.extend(rows.iter().map(|row| row.name));
+    callgrind::count(&folder, "measured_lap", &args)?;
+    let read = |nth| Profile::read(&callgrind::dump(&folder, nth)).map_err(|error| error.to_string());
+    // Each row has three dumps, the first of which is what led up to it.
+    rows.iter().zip((0..).step_by(3)).map(|(row, first)| Ok((*row, [read(first + 1)?, read(first + 2)?]))).collect()
 }
 
 /// Prints the table, and returns the names of the rows above their limits.
-fn print(counted: &[(&Row, Cost)]) -> Vec<&'static str> {
-    let costs: HashMap<&str, Cost> = counted.iter().map(|(row, cost)| (row.name, *cost)).collect();
-    let bare = costs.get(BARE).map_or(0.0, |cost| cost.instructions);
+fn print(counted: &[(&Row, [Profile; 2])]) -> Vec<&'static str> {
+    let costs: Vec<(&Row, Cost)> = counted.iter().map(|(row, laps)| (*row, Cost::per_operation(laps))).collect();
+    let bare = costs.iter().find(|(row, _)| row.name == BARE).map_or(0.0, |(_, cost)| cost.instructions);
     let mut above = Vec::new();
     println!(
-        "{:<24}{:>8}{:>8}{:>8}  {:>6}{:>6}{:>6}  {:>6}{:>6}",
+        "{:<24}{:>8}{:>12}{:>6}{:>8}{:>6}{:>6}{:>8}{:>6}",
         "per operation", "instr", "must", "aim", "clock", "must", "aim", "alloc", "must"
     );
-    for (row, cost) in counted {
+    for (row, cost) in costs {
         let Limits { instructions, over_bare, clocks, allocations } = row.limits;
-        let limited = if over_bare { cost.instructions - bare } else { cost.instructions };
-        let too_much = instructions.is_some_and(|(must, _)| limited.round() > must)
+        let counts = cost.instructions - if over_bare { bare } else { 0.0 };
+        let too_much = instructions.is_some_and(|(must, _)| counts.round() > must)
             || clocks.is_some_and(|(must, _)| cost.clocks > must)
             || allocations.is_some_and(|must| cost.allocations > must);
         if too_much {
             above.push(row.name);
         }
-        let plus = if over_bare { "bare + " } else { "" };
-        let shown = |limit: Option<f64>| limit.map_or(String::new(), |limit| limit.to_string());
         println!(
-            "{:<24}{:>8.0}{:>8}{:>8}  {:>6}{:>6}{:>6}  {:>6}{:>6}{}",
+            "{:<24}{:>8.0}{:>12}{:>6}{:>8}{:>6}{:>6}{:>8}{:>6}{}",
             row.name,
             cost.instructions,
-            instructions.map_or(String::new(), |(must, _)| format!("{plus}{must}")),
+            instructions.map_or(String::new(), |(must, _)| format!("{}{must}", if over_bare { "bare + " } else { "" })),
             shown(instructions.map(|(_, aim)| aim)),
             cost.clocks,
             shown(clocks.map(|(must, _)| must)),
@@ -312,10 +265,28 @@ fn print(counted: &[(&Row, Cost)]) -> Vec<&'static str> {
     above
 }
 
-fn annotate(row: &Row, dump: &Path) {
-    println!("\n{}, {} operations", row.name, LAPS[1]);
-    match Command::new("callgrind_annotate").arg("--auto=no").arg(dump).output() {
-        Ok(output) => println!("{}", String::from_utf8_lossy(&output.stdout)),
-        Err(error) => eprintln!("instructions: callgrind_annotate: {error}"),
+fn shown(limit: Option<f64>) -> String {
+    limit.map_or(String::new(), |limit| limit.to_string())
+}
+
+/// Prints where a row's instructions are.
+fn annotate(row: &Row, profile: &Profile) {
+    println!("\n{}: instructions per operation by function, with what is inlined; calls per operation", row.name);
+    for (name, count) in most(&profile.functions, 25) {
+        let calls = profile.calls.get(name).map_or(0.0, |calls| *calls as f64 / LAPS[1] as f64);
+        println!("{count:>8.1}{calls:>6.1}  {name}");
     }
+    println!("\n{}: instructions per operation by line, wherever it is inlined", row.name);
+    for ((file, line), count) in most(&profile.lines, 50) {
+        let parts: Vec<&str> = file.rsplit('/').take(3).collect();
+        println!("{count:>8.1}  {}:{line}", parts.into_iter().rev().collect::<Vec<_>>().join("/"));
+    }
+}
+
+/// The greatest counts, per operation.
+fn most<K>(counts: &HashMap<K, u64>, first: usize) -> Vec<(&K, f64)> {
+    let mut counts: Vec<(&K, f64)> = counts.iter().map(|(key, count)| (key, *count as f64 / LAPS[1] as f64)).collect();
+    counts.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    counts.truncate(first);
+    counts
 }

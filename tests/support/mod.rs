@@ -1,0 +1,19 @@
+//! Tools for tests that cut across the parts.
+//!
+//! [`script`] has operations that do as they are told and note when; [`watch`] has gates whose state can be read and
+//! compared with an earlier reading; [`bench`] runs an operation under a policy and asserts in one line; [`hand`] polls
+//! futures by hand on a paused clock. What happened, and in which order, is in the [`journal`].
+
+#![allow(dead_code, reason = "each test file uses its own part of the tools")]
+
+pub mod bench;
+pub mod hand;
+pub mod journal;
+pub mod script;
+pub mod watch;
+
+use std::time::Duration;
+
+pub const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
