@@ -12,9 +12,10 @@ use smallvec::SmallVec;
 
 use crate::call::{Call, CancelSource};
 use crate::error::Error;
-use crate::gate::{AnyGate, Gate, Needs};
-use crate::policy::{Step, Steps, sealed};
+use crate::gate::{Gate, Needs};
+use crate::policy::{Steps, sealed};
 use crate::run::{Once, Run};
+use crate::step::Step;
 use crate::verdict::ByResult;
 
 /// Limits, gates and cancellation for any future of a `Result`, without a [`Policy`](crate::Policy).
@@ -97,7 +98,7 @@ impl<F: TryFuture> OneShot<F> {
 
     /// Passes a gate before all that stands before it.
     pub fn through<G: Gate + Clone>(self, gate: &G) -> Self {
-        self.inside(Step::Gate(AnyGate::new(gate.clone())))
+        self.inside(Step::gate(gate.clone()))
     }
 
     /// Ends when the token is cancelled.

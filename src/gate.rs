@@ -31,18 +31,13 @@
 //! [`Gate::leave`] takes it back with the [`Outcome`], also when the call is dropped at whatever await point or
 //! panics. A ticket that does not become a pass goes to [`Gate::abandon`].
 
-use std::any::Any;
-use std::fmt;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
-use crate::breaker::CircuitBreaker;
 use crate::call::Call;
-use crate::error::{ConfigError, Reason, Refusal};
+use crate::error::{ConfigError, Refusal};
 use crate::internal::time::Moment;
-use crate::rate::TokenBucket;
-use crate::semaphore::Semaphore;
 use crate::verdict::Verdict;
 
 pub use crate::guard::{Acquire, Guard};
@@ -235,128 +230,5 @@ impl<G: Gate> IntoGate for G {
 
     fn into_gate(self) -> Result<G, ConfigError> {
         Ok(self)
-    }
-}
-
-/// A gate in a policy. The built-in ones are called directly, the others through their table: an indirect call costs
-/// what a whole uncontended permit does.
-#[derive(Clone)]
-pub(crate) enum AnyGate {
-    Semaphore(Semaphore),
-    Breaker(CircuitBreaker),
-    Bucket(TokenBucket),
-    Other(Arc<dyn Gate>),
-}
-
-macro_rules! each {
-    ($self:ident, $gate:ident => $call:expr) => {
-        match $self {
-            AnyGate::Semaphore($gate) => $call,
-            AnyGate::Breaker($gate) => $call,
-            AnyGate::Bucket($gate) => $call,
-            AnyGate::Other($gate) => $call,
-        }
-    };
-}
-
-impl AnyGate {
-    /// What a built-in gate can decide on its word alone, kept apart so that it is compiled into the walk.
-    #[inline]
-    pub(crate) fn enter_at_once(&self, call: &Call) -> Option<Pass> {
-        match self {
-            Self::Semaphore(gate) => gate.enter_at_once(call),
-            Self::Breaker(gate) => gate.enter_at_once(),
-            Self::Bucket(gate) => gate.enter_at_once(call),
-            Self::Other(_) => None,
-        }
-    }
-
-    pub(crate) fn new<G: Gate>(gate: G) -> Self {
-        let any = &gate as &dyn Any;
-        if let Some(semaphore) = any.downcast_ref::<Semaphore>() {
-            Self::Semaphore(semaphore.clone())
-        } else if let Some(breaker) = any.downcast_ref::<CircuitBreaker>() {
-            Self::Breaker(breaker.clone())
-        } else if let Some(bucket) = any.downcast_ref::<TokenBucket>() {
-            Self::Bucket(bucket.clone())
-        } else if let Some(shared) = any.downcast_ref::<Arc<dyn Gate>>() {
-            Self::Other(shared.clone())
-        } else {
-            Self::Other(Arc::new(gate))
-        }
-    }
-
-    pub(crate) fn enter(&self, call: &Call) -> Entry {
-        match self {
-            Self::Semaphore(gate) => gate.enter(call),
-            Self::Breaker(gate) => gate.enter(call),
-            Self::Bucket(gate) => gate.enter(call),
-            Self::Other(gate) => match gate.enter(call) {
-                // A gate that does not look at `may_wait`.
-                Entry::Wait(ticket, at) if !call.may_wait() => {
-                    gate.abandon(ticket);
-                    let refusal = Refusal::new(gate.name().to_owned(), Reason::Busy);
-                    Entry::Refused(at.map_or(refusal.clone(), |at| refusal.after(at.since(call.now()))))
-                }
-                entry => entry,
-            },
-        }
-    }
-
-    #[inline]
-    pub(crate) fn leave(&self, pass: Pass, outcome: &Outcome) {
-        match self {
-            Self::Semaphore(gate) => gate.give_back(&pass),
-            Self::Breaker(gate) => gate.hear(&pass, outcome),
-            Self::Bucket(gate) => gate.hear(&pass, outcome),
-            Self::Other(gate) => gate.leave(pass, *outcome),
-        }
-    }
-
-    pub(crate) fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
-        each!(self, gate => gate.poll_wait(ticket, call, cx))
-    }
-
-    pub(crate) fn abandon(&self, ticket: Ticket) {
-        each!(self, gate => gate.abandon(ticket));
-    }
-
-    pub(crate) fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
-        each!(self, gate => gate.still(pass, call))
-    }
-
-    pub(crate) fn needs(&self) -> Needs {
-        each!(self, gate => gate.needs())
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        each!(self, gate => gate.name())
-    }
-
-    pub(crate) fn is_breaker(&self) -> bool {
-        matches!(self, Self::Breaker(_))
-    }
-}
-
-impl fmt::Debug for AnyGate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Semaphore(gate) => gate.fmt(f),
-            Self::Breaker(gate) => gate.fmt(f),
-            Self::Bucket(gate) => gate.fmt(f),
-            Self::Other(gate) => f.debug_tuple("Gate").field(&gate.name()).finish(),
-        }
-    }
-}
-
-/// How a gate is drawn in a policy: with its settings, where we know them.
-impl fmt::Display for AnyGate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Semaphore(gate) => gate.fmt(f),
-            Self::Breaker(gate) => gate.fmt(f),
-            Self::Bucket(gate) => gate.fmt(f),
-            Self::Other(gate) => f.write_str(gate.name()),
-        }
     }
 }

@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 use pin_project::{pin_project, pinned_drop};
 
 use crate::call::Call;
-use crate::error::{Reason, Refusal};
-use crate::gate::{AnyGate, Entry, Gate, Needs, Outcome, Pass, Times};
+use crate::error::Refusal;
+use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Times};
 use crate::internal::time::{Moment, Timer};
 use crate::lane::{End, Lane};
-use crate::policy::Step;
+use crate::step::{self, Step};
 use crate::verdict::Verdict;
 
 /// A pass through one gate that goes back when it is dropped.
@@ -35,7 +35,8 @@ use crate::verdict::Verdict;
 /// ```
 #[must_use = "a guard that is dropped gives its pass back at once"]
 pub struct Guard {
-    gate: AnyGate,
+    /// A step that is a gate.
+    step: Step,
     /// Two words; `None` once they have gone back.
     pass: Option<Pass>,
     started: Moment,
@@ -62,26 +63,22 @@ impl Guard {
 
     pub(crate) fn enter(gate: impl Gate, cost: u32) -> Acquire {
         let lane = Lane::new(Call::alone(cost, true), true);
-        Acquire { timer: Timer::idle(), lane, steps: [Step::Gate(AnyGate::new(gate))] }
+        Acquire { timer: Timer::idle(), lane, steps: [Step::gate(gate)] }
     }
 
     pub(crate) fn try_enter(gate: impl Gate, cost: u32) -> Result<Self, Refusal> {
-        let gate = AnyGate::new(gate);
+        let step = Step::gate(gate);
         let call = Call::alone(cost, false);
-        match gate.enter(&call) {
-            Entry::Pass(pass) => Ok(Self::new(gate, pass, &call)),
-            Entry::Refused(refusal) => Err(refusal),
-            // Not from a gate that was told not to.
-            Entry::Wait(ticket, _) => {
-                gate.abandon(ticket);
-                Err(Refusal::new(gate.name().to_owned(), Reason::Busy))
-            }
+        match step.as_gate().map(|gate| step::enter(gate, &call)) {
+            Some(Entry::Pass(pass)) => Ok(Self::new(step, pass, &call)),
+            Some(Entry::Refused(refusal)) => Err(refusal),
+            Some(Entry::Wait(..)) | None => unreachable!("a gate was told not to let the call wait"),
         }
     }
 
-    fn new(gate: AnyGate, pass: Pass, call: &Call) -> Self {
-        let started = if gate.needs() > Needs::Nothing { call.now() } else { Moment::NEVER };
-        Self { gate, pass: Some(pass), started }
+    fn new(step: Step, pass: Pass, call: &Call) -> Self {
+        let started = if step.needs() > Needs::Nothing { call.now() } else { Moment::NEVER };
+        Self { step, pass: Some(pass), started }
     }
 
     /// What it was for went well.
@@ -105,10 +102,10 @@ impl Guard {
     }
 
     fn leave(&mut self, outcome: impl FnOnce(Times) -> Outcome) {
-        if let Some(pass) = self.pass.take() {
+        if let (Some(gate), Some(pass)) = (self.step.as_gate(), self.pass.take()) {
             let started = self.started;
             let ended = if started == Moment::NEVER { started } else { Moment::now() };
-            self.gate.leave(pass, &outcome(Times { started, ended }));
+            gate.leave(pass, outcome(Times { started, ended }));
         }
     }
 }
@@ -125,7 +122,7 @@ impl Drop for Guard {
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("gate", &self.gate).finish_non_exhaustive()
+        f.debug_struct("Guard").field("gate", &self.step).finish_non_exhaustive()
     }
 }
 
@@ -150,12 +147,11 @@ impl Future for Acquire {
         let this = self.project();
         this.lane.call().forget_time();
         let end = ready!(this.lane.poll_in(this.steps, Needs::Nothing, this.timer, cx));
-        let [Step::Gate(gate)] = this.steps else { unreachable!("made with a gate") };
+        let [step] = this.steps;
         Poll::Ready(match end {
-            Ok(()) => Ok(Guard::new(gate.clone(), this.lane.take_pass(), this.lane.call())),
+            Ok(()) => Ok(Guard::new(step.clone(), this.lane.take_pass(), this.lane.call())),
             Err(End::Refused(_, refusal)) => Err(refusal),
-            // A lane without deadline and token ends in no other way.
-            Err(_) => Err(Refusal::new(gate.name().to_owned(), Reason::Busy)),
+            Err(_) => unreachable!("a lane without deadline and token ends in no other way"),
         })
     }
 }

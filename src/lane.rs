@@ -15,8 +15,8 @@ use crate::call::Call;
 use crate::error::{Limit, Refusal, Stop};
 use crate::gate::{Entry, Needs, Outcome, Pass, Ticket, Times};
 use crate::internal::time::{Moment, Timer};
-use crate::policy::Step;
 use crate::retry::{Delays, Frame as RetryFrame, Plan, Situation};
+use crate::step::{self, Kind, Step};
 use crate::verdict::Verdict;
 
 /// How many steps find room in the future itself; a policy with more allocates once per call.
@@ -246,25 +246,30 @@ impl Lane {
     /// Enters the steps from `depth` on, up to the first one that makes the call wait or refuses it.
     fn walk_in(&mut self, steps: &[Step]) -> Result<(), Refusal> {
         let Self { call, depth, .. } = self;
-        let place = usize::from(*depth);
-        let frames = &mut frames(&mut self.frames, &mut self.rare)[place..];
-        for (step, frame) in steps[place..].iter().zip(frames) {
-            *frame = match step {
-                Step::Timeout(limit) => [call.narrow(*limit), 0],
-                Step::Retry(retry) => retry.enter(),
-                Step::Gate(gate) => match gate.enter_at_once(call) {
-                    Some(pass) => pass.words(),
-                    None => match gate.enter(call) {
-                        Entry::Pass(pass) => pass.words(),
-                        Entry::Wait(ticket, _) => {
-                            *frame = ticket.words();
-                            self.phase = Phase::Queued;
-                            return Ok(());
-                        }
-                        Entry::Refused(refusal) => return Err(refusal),
-                    },
+        let from = usize::from(*depth);
+        let frames = &mut frames(&mut self.frames, &mut self.rare)[from..];
+        for (step, frame) in steps[from..].iter().zip(frames) {
+            let at_once = match &step.0 {
+                Kind::Timeout(limit) => Some(Pass::new(call.narrow(*limit), 0)),
+                Kind::Retry(retry) => Some(retry.enter()),
+                Kind::Semaphore(gate) => gate.enter_at_once(call),
+                Kind::Breaker(gate) => gate.enter_at_once(),
+                Kind::Bucket(gate) => gate.enter_at_once(call),
+                Kind::Gate(_) => None,
+            };
+            let pass = match at_once {
+                Some(pass) => pass,
+                None => match step::enter(step.as_gate().expect("the others are entered at once"), call) {
+                    Entry::Pass(pass) => pass,
+                    Entry::Wait(ticket, _) => {
+                        *frame = ticket.words();
+                        self.phase = Phase::Queued;
+                        return Ok(());
+                    }
+                    Entry::Refused(refusal) => return Err(refusal),
                 },
             };
+            *frame = pass.words();
             *depth += 1;
         }
         Ok(())
@@ -288,7 +293,7 @@ impl Lane {
     #[cold]
     fn arrive_again(&mut self, steps: &[Step]) {
         for (place, step) in steps.iter().enumerate() {
-            if let Step::Retry(_) = step {
+            if let Kind::Retry(_) = step.0 {
                 let frame = self.frame(place);
                 *frame = RetryFrame::from_words(*frame).attempt_made().to_words();
             }
@@ -328,14 +333,14 @@ impl Lane {
     fn fired(&mut self, steps: &[Step]) -> Option<usize> {
         let deadline = self.call.ends().nanos();
         let depth = usize::from(self.depth);
-        (0..depth).rev().find(|place| matches!(steps[*place], Step::Timeout(_)) && self.frame(*place)[0] != deadline)
+        (0..depth).rev().find(|place| matches!(steps[*place].0, Kind::Timeout(_)) && self.frame(*place)[0] != deadline)
     }
 
     /// Asks the gate whose queue the call stands in, and waits if it says so. What the gate says wins over a deadline
     /// that passes in the same poll.
     fn poll_queue(&mut self, steps: &[Step], timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         let place = usize::from(self.depth);
-        let Step::Gate(gate) = &steps[place] else { unreachable!("only gates have queues") };
+        let gate = steps[place].as_gate().expect("only gates have queues");
         let [a, b] = *self.frame(place);
         match gate.poll_wait(Ticket::new(a, b), &self.call, cx) {
             Entry::Pass(pass) => {
@@ -366,7 +371,7 @@ impl Lane {
 
     fn leave_queue(&mut self, steps: &[Step]) {
         let place = usize::from(self.depth);
-        if let Step::Gate(gate) = &steps[place] {
+        if let Some(gate) = steps[place].as_gate() {
             let [a, b] = *self.frame(place);
             gate.abandon(Ticket::new(a, b));
         }
@@ -375,7 +380,7 @@ impl Lane {
     /// After a wait, asks the gates that were passed before it whether their passes still hold.
     fn ask_still(&mut self, steps: &[Step]) -> Result<(), End> {
         for (place, step) in steps[..usize::from(self.depth)].iter().enumerate() {
-            if let Step::Gate(gate) = step {
+            if let Some(gate) = step.as_gate() {
                 let [a, b] = *self.frame(place);
                 gate.still(&Pass::new(a, b), &self.call).map_err(|refusal| End::Refused(place, refusal))?;
             }
@@ -449,17 +454,22 @@ impl Lane {
         let passed = usize::from(*depth);
         let frames = frames(&mut self.frames, &mut self.rare);
         for (step, &mut [a, b]) in steps[..passed].iter().zip(&mut frames[..passed]).rev() {
-            match step {
-                Step::Timeout(_) => call.widen(a),
-                Step::Gate(gate) => {
-                    *depth -= 1;
-                    gate.leave(Pass::new(a, b), outcome);
-                    continue;
+            if let Kind::Retry(retry) = &step.0 {
+                if !settled || retry.has_budget() {
+                    return Some((usize::from(*depth) - 1, retry));
                 }
-                Step::Retry(retry) if settled && !retry.has_budget() => *stop = Stop::Final,
-                Step::Retry(retry) => return Some((usize::from(*depth) - 1, retry)),
+                *stop = Stop::Final;
             }
             *depth -= 1;
+            let pass = Pass::new(a, b);
+            match &step.0 {
+                Kind::Timeout(_) => call.widen(a),
+                Kind::Retry(_) => {}
+                Kind::Semaphore(gate) => gate.give_back(&pass),
+                Kind::Breaker(gate) => gate.hear(&pass, outcome),
+                Kind::Bucket(gate) => gate.hear(&pass, outcome),
+                Kind::Gate(gate) => gate.leave(pass, *outcome),
+            }
         }
         None
     }
@@ -584,14 +594,12 @@ impl Lane {
             self.depth -= 1;
             let place = usize::from(self.depth);
             let frame = *self.frame(place);
-            match &steps[place] {
-                Step::Timeout(_) => {}
-                Step::Gate(gate) => gate.leave(Pass::new(frame[0], frame[1]), outcome),
-                Step::Retry(retry) => {
-                    let frame = RetryFrame::from_words(frame);
-                    retry.leave(frame);
-                    *outcome = self.outside(*outcome, frame, true);
-                }
+            if let Kind::Retry(retry) = &steps[place].0 {
+                let frame = RetryFrame::from_words(frame);
+                retry.leave(frame);
+                *outcome = self.outside(*outcome, frame, true);
+            } else if let Some(gate) = steps[place].as_gate() {
+                gate.leave(Pass::new(frame[0], frame[1]), *outcome);
             }
         }
     }
@@ -614,8 +622,8 @@ impl Drop for Lane {
 
 /// The time limit that passed, for the error.
 pub(crate) fn limit(steps: &[Step], place: Option<usize>) -> Limit {
-    match place.and_then(|place| Some((place, steps.get(place)?))) {
-        Some((place, Step::Timeout(limit))) => Limit::Step { step: place + 1, limit: Duration::from_nanos(*limit) },
+    match place.and_then(|place| Some((place, &steps.get(place)?.0))) {
+        Some((place, Kind::Timeout(limit))) => Limit::Step { step: place + 1, limit: Duration::from_nanos(*limit) },
         _ => Limit::Caller,
     }
 }

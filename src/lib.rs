@@ -100,6 +100,7 @@ pub mod rate;
 pub mod retry;
 pub mod run;
 pub mod semaphore;
+mod step;
 pub mod verdict;
 
 #[doc = include_str!("../DESIGN.md")]
@@ -116,9 +117,10 @@ pub use ext::{FewSteps, FutureExt, OneShot, infallible};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};
 pub use internal::time::Moment;
 pub use lint::{Finding, Lint};
-pub use policy::{Judged, Policy, PolicyBuilder, Step, Steps};
+pub use policy::{Judged, Policy, PolicyBuilder, Steps};
 pub use rate::{Rate, TokenBucket, TokenBucketBuilder};
 pub use retry::{Backoff, Jitter, OnRefusal, RatioBuilder, Retry, RetryBudget, ShareBuilder};
 pub use run::Run;
 pub use semaphore::{Semaphore, SemaphoreBuilder};
+pub use step::Step;
 pub use verdict::{ByPolicy, ByResult, Classify, Verdict};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::policy::Step;
+use crate::step::{Kind, Step};
 
 /// Something unusual about a policy; from [`Policy::lint`](crate::Policy::lint).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,18 +71,18 @@ struct Layout<'a>(&'a [Step]);
 
 impl Layout<'_> {
     fn timeouts(&self) -> impl Iterator<Item = (usize, Duration)> {
-        self.0.iter().enumerate().filter_map(|(place, step)| match step {
-            Step::Timeout(limit) => Some((place, Duration::from_nanos(*limit))),
+        self.0.iter().enumerate().filter_map(|(place, step)| match &step.0 {
+            Kind::Timeout(limit) => Some((place, Duration::from_nanos(*limit))),
             _ => None,
         })
     }
 
     fn retries(&self) -> impl Iterator<Item = usize> {
-        self.0.iter().enumerate().filter(|(_, step)| matches!(step, Step::Retry(_))).map(|(place, _)| place)
+        self.0.iter().enumerate().filter(|(_, step)| matches!(step.0, Kind::Retry(_))).map(|(place, _)| place)
     }
 
     fn gates(&self, breakers: bool) -> impl Iterator<Item = usize> {
-        let is = move |step: &Step| matches!(step, Step::Gate(gate) if gate.is_breaker() == breakers);
+        let is = move |step: &Step| step.as_gate().is_some() && matches!(step.0, Kind::Breaker(_)) == breakers;
         self.0.iter().enumerate().filter(move |(_, step)| is(step)).map(|(place, _)| place)
     }
 }
@@ -100,7 +100,7 @@ pub(crate) fn lint(steps: &[Step]) -> Vec<Finding> {
         find(Lint::NoCallTimeout, None, message.into());
     }
     for place in layout.retries() {
-        if let Step::Retry(plan) = &steps[place] {
+        if let Kind::Retry(plan) = &steps[place].0 {
             if !plan.has_budget() {
                 let message = "without a budget an outage is multiplied by the number of attempts";
                 find(Lint::RetryWithoutBudget, Some(place), message.into());

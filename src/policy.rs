@@ -9,11 +9,11 @@ use futures::future::TryFuture;
 
 use crate::call::{Attempt, CallBuilder};
 use crate::error::{ConfigError, Faults, Name};
-use crate::gate::{AnyGate, IntoGate, Needs};
-use crate::internal::time::nanos;
+use crate::gate::{IntoGate, Needs};
 use crate::lint::{self, Finding};
-use crate::retry::{Plan, Retry};
+use crate::retry::Retry;
 use crate::run::{Once, Plain, Run, WithCall};
+use crate::step::Step;
 use crate::verdict::ByResult;
 
 /// How many steps a policy may have. The place of a step is kept in a byte.
@@ -57,44 +57,6 @@ struct Inner {
     name: Name,
     needs: Needs,
     steps: Box<[Step]>,
-}
-
-/// One step, checked and ready to be walked.
-#[derive(Clone, Debug)]
-pub enum Step {
-    /// A limit in nanoseconds.
-    #[doc(hidden)]
-    Timeout(u64),
-    #[doc(hidden)]
-    #[allow(private_interfaces, reason = "the type is public only because a sealed trait mentions it")]
-    Retry(Arc<Plan>),
-    #[doc(hidden)]
-    #[allow(private_interfaces, reason = "the type is public only because a sealed trait mentions it")]
-    Gate(AnyGate),
-}
-
-impl Step {
-    pub(crate) fn timeout(limit: Duration) -> Self {
-        Self::Timeout(nanos(limit))
-    }
-
-    pub(crate) fn needs(&self) -> Needs {
-        match self {
-            Self::Timeout(_) => Needs::Now,
-            Self::Retry(retry) => retry.needs(),
-            Self::Gate(gate) => gate.needs(),
-        }
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Timeout(limit) => write!(f, "timeout {:?}", Duration::from_nanos(*limit)),
-            Self::Retry(plan) => plan.retry.fmt(f),
-            Self::Gate(gate) => fmt::Display::fmt(gate, f),
-        }
-    }
 }
 
 /// Something that holds steps: a policy, a reference to one, or the small policy of a one-shot future.
@@ -327,7 +289,7 @@ impl PolicyBuilder {
     /// Repeats what stands inside of it.
     pub fn retry(mut self, retry: Retry) -> Self {
         match retry.build() {
-            Ok(plan) => self.steps.push(Step::Retry(Arc::new(plan))),
+            Ok(plan) => self.steps.push(Step::retry(plan)),
             Err(faults) => self.faulty("retry", faults),
         }
         self
@@ -337,7 +299,7 @@ impl PolicyBuilder {
     /// it, or the builder of one.
     pub fn gate(mut self, gate: impl IntoGate) -> Self {
         match gate.into_gate() {
-            Ok(gate) => self.steps.push(Step::Gate(AnyGate::new(gate))),
+            Ok(gate) => self.steps.push(Step::gate(gate)),
             Err(faults) => self.faulty("gate", faults),
         }
         self

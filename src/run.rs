@@ -14,7 +14,8 @@ use crate::call::{Attempt, Call};
 use crate::error::{Cause, Error, Stop};
 use crate::internal::time::Timer;
 use crate::lane::{self, End, Lane, Out};
-use crate::policy::{Step, Steps};
+use crate::policy::Steps;
+use crate::step::Step;
 use crate::verdict::Classify;
 
 /// A call under a policy: a future, made by [`Policy::run`](crate::Policy::run) and its like.

@@ -266,7 +266,7 @@ impl TokenBucket {
         let mut faults = Faults::of("bucket");
         let new = check(&mut faults, rate, old.burst);
         faults.into_result()?;
-        let change = (self.0.shape.load(Relaxed) >> CHANGES) + 1 & 0xff;
+        let change = ((self.0.shape.load(Relaxed) >> CHANGES) + 1) & 0xff;
         let before = self.0.word.fetch_or(BUSY, AcqRel);
         self.0.multiplier.store(new.multiplier, Relaxed);
         self.0.shape.store(shape(new) | change << CHANGES, Relaxed);

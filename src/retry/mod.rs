@@ -44,7 +44,7 @@ use backoff::{Ask, Curve, Schedule, bits};
 
 use crate::call::Call;
 use crate::error::{ConfigError, Faults, Reason, Stop};
-use crate::gate::Needs;
+use crate::gate::{Needs, Pass};
 use crate::internal::rng::entropy;
 use crate::internal::time::{Moment, nanos};
 use crate::lane::End;
@@ -246,9 +246,9 @@ impl Retry {
     }
 }
 
-impl fmt::Display for Retry {
+impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "retry ×{} {}", self.max_attempts, self.curve)
+        write!(f, "retry ×{} {}", self.retry.max_attempts, self.schedule.curve)
     }
 }
 
@@ -350,11 +350,11 @@ impl Situation<'_> {
 impl Plan {
     /// A call comes by: the words of its first frame.
     #[inline]
-    pub(crate) fn enter(&self) -> [u64; 2] {
+    pub(crate) fn enter(&self) -> Pass {
         if let Some(budget) = &self.retry.budget {
             budget.enter();
         }
-        [1 << 32, 0]
+        Pass::new(1 << 32, 0)
     }
 
     #[inline]
