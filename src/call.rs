@@ -61,7 +61,7 @@ impl Call {
     }
 
     /// A call that is one way of using a gate alone.
-    pub(crate) const fn alone(cost: u32, patient: bool) -> Self {
+    pub(crate) fn alone(cost: u32, patient: bool) -> Self {
         let mut call = Self::new();
         call.cost = cost;
         call.patient = patient;
@@ -210,6 +210,20 @@ impl Call {
     pub(crate) fn watch(&mut self, source: &impl CancelSource) {
         let token = source.token().clone();
         self.said().cancels.push(Watch { token, wait: None });
+    }
+}
+
+/// Inline, so that a call about which nothing was said is dropped without a call.
+impl Drop for Call {
+    #[inline]
+    fn drop(&mut self) {
+        #[cold]
+        fn forget(said: Box<Said>) {
+            drop(said);
+        }
+        if let Some(said) = self.said.take() {
+            forget(said);
+        }
     }
 }
 

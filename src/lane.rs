@@ -127,7 +127,7 @@ pub(crate) struct Lane {
     frames: [Frame; INLINE_STEPS],
     /// How many times the operation was made.
     made: u32,
-    depth: u8,
+    depth: u32,
     phase: Phase,
     needs: Needs,
     /// The operation can't be made again.
@@ -201,14 +201,14 @@ impl Lane {
     ) -> Poll<Result<(), End>> {
         if self.phase == Phase::Start {
             self.start(steps, needs);
-            if let Some(arrived) = self.enter(steps) {
-                return Poll::Ready(arrived);
+            if !self.call.is_cancelled() && self.walk_in_at_once(steps) {
+                self.arrive(steps);
             }
         }
         if self.phase == Phase::Running {
             return Poll::Ready(Ok(()));
         }
-        self.poll_wait(steps, timer, cx)
+        self.poll_steps(steps, timer, cx)
     }
 
     #[inline]
@@ -224,53 +224,51 @@ impl Lane {
         self.phase = Phase::Entering;
     }
 
-    /// Goes on walking in: to the operation, to an end, or to a queue (`None`).
+    /// Enters the steps from `depth` on that let the call in at once; whether those were all. This much is compiled into
+    /// one loop: it is the way in of almost all calls.
     #[inline]
-    fn enter(&mut self, steps: &[Step]) -> Option<Result<(), End>> {
-        // No attempt begins after the caller has cancelled.
-        if self.call.is_cancelled() {
-            return Some(Err(End::Cancelled));
+    fn walk_in_at_once(&mut self, steps: &[Step]) -> bool {
+        self.depth as usize == steps.len() || self.walk_on(steps)
+    }
+
+    fn walk_on(&mut self, steps: &[Step]) -> bool {
+        let Self { call, depth, .. } = self;
+        let cost = call.cost();
+        let from = *depth as usize;
+        let frames = &mut frames(&mut self.frames, &mut self.rare)[from..];
+        for (step, frame) in steps[from..].iter().zip(frames) {
+            let pass = match &step.0 {
+                Kind::Timeout(limit) => Some(Pass::new(call.narrow(*limit), 0)),
+                Kind::Retry(retry) => Some(retry.enter()),
+                Kind::Semaphore(gate) => gate.enter_at_once(cost),
+                Kind::Breaker(gate) => gate.enter_at_once(),
+                Kind::Bucket(gate) => gate.enter_at_once(cost, call.now()),
+                Kind::Gate(_) => None,
+            };
+            let Some(pass) = pass else { return false };
+            *frame = pass.words();
+            *depth += 1;
         }
-        if !steps.is_empty() {
-            if let Err(refusal) = self.walk_in(steps) {
-                return Some(Err(End::Refused(self.depth.into(), refusal)));
-            }
-            if self.phase == Phase::Queued {
-                return None;
-            }
-        }
-        self.arrive(steps);
-        Some(Ok(()))
+        true
     }
 
     /// Enters the steps from `depth` on, up to the first one that makes the call wait or refuses it.
     fn walk_in(&mut self, steps: &[Step]) -> Result<(), Refusal> {
-        let Self { call, depth, .. } = self;
-        let from = usize::from(*depth);
-        let frames = &mut frames(&mut self.frames, &mut self.rare)[from..];
-        for (step, frame) in steps[from..].iter().zip(frames) {
-            let at_once = match &step.0 {
-                Kind::Timeout(limit) => Some(Pass::new(call.narrow(*limit), 0)),
-                Kind::Retry(retry) => Some(retry.enter()),
-                Kind::Semaphore(gate) => gate.enter_at_once(call),
-                Kind::Breaker(gate) => gate.enter_at_once(),
-                Kind::Bucket(gate) => gate.enter_at_once(call),
-                Kind::Gate(_) => None,
-            };
-            let pass = match at_once {
-                Some(pass) => pass,
-                None => match step::enter(step.as_gate().expect("the others are entered at once"), call) {
-                    Entry::Pass(pass) => pass,
-                    Entry::Wait(ticket, _) => {
-                        *frame = ticket.words();
-                        self.phase = Phase::Queued;
-                        return Ok(());
-                    }
-                    Entry::Refused(refusal) => return Err(refusal),
-                },
-            };
-            *frame = pass.words();
-            *depth += 1;
+        while !self.walk_in_at_once(steps) {
+            let place = self.depth as usize;
+            let gate = steps[place].as_gate().expect("all but gates are entered at once");
+            match step::enter(gate, &self.call) {
+                Entry::Pass(pass) => {
+                    *self.frame(place) = pass.words();
+                    self.depth += 1;
+                }
+                Entry::Wait(ticket, _) => {
+                    *self.frame(place) = ticket.words();
+                    self.phase = Phase::Queued;
+                    return Ok(());
+                }
+                Entry::Refused(refusal) => return Err(refusal),
+            }
         }
         Ok(())
     }
@@ -300,12 +298,24 @@ impl Lane {
         }
     }
 
-    fn poll_wait(&mut self, steps: &[Step], mut timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll_steps(
+        &mut self,
+        steps: &[Step],
+        mut timer: Pin<&mut Timer>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End>> {
         loop {
             match self.phase {
                 Phase::Entering => {
-                    if let Some(arrived) = self.enter(steps) {
-                        return Poll::Ready(arrived);
+                    // No attempt begins after the caller has cancelled.
+                    if self.call.is_cancelled() {
+                        return Poll::Ready(Err(End::Cancelled));
+                    }
+                    if let Err(refusal) = self.walk_in(steps) {
+                        return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
+                    }
+                    if self.phase == Phase::Entering {
+                        self.arrive(steps);
                     }
                 }
                 Phase::Queued => {
@@ -324,7 +334,8 @@ impl Lane {
                         return Poll::Ready(Err(end));
                     }
                 }
-                Phase::Start | Phase::Running | Phase::Done => panic!("polled again after it was ready"),
+                Phase::Running => return Poll::Ready(Ok(())),
+                Phase::Start | Phase::Done => panic!("polled again after it was ready"),
             }
         }
     }
@@ -332,14 +343,14 @@ impl Lane {
     /// The step whose deadline is the earliest, or `None` if it is the caller's: the innermost one that narrowed it.
     fn fired(&mut self, steps: &[Step]) -> Option<usize> {
         let deadline = self.call.ends().nanos();
-        let depth = usize::from(self.depth);
+        let depth = self.depth as usize;
         (0..depth).rev().find(|place| matches!(steps[*place].0, Kind::Timeout(_)) && self.frame(*place)[0] != deadline)
     }
 
     /// Asks the gate whose queue the call stands in, and waits if it says so. What the gate says wins over a deadline
     /// that passes in the same poll.
     fn poll_queue(&mut self, steps: &[Step], timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let place = usize::from(self.depth);
+        let place = self.depth as usize;
         let gate = steps[place].as_gate().expect("only gates have queues");
         let [a, b] = *self.frame(place);
         match gate.poll_wait(Ticket::new(a, b), &self.call, cx) {
@@ -370,7 +381,7 @@ impl Lane {
     }
 
     fn leave_queue(&mut self, steps: &[Step]) {
-        let place = usize::from(self.depth);
+        let place = self.depth as usize;
         if let Some(gate) = steps[place].as_gate() {
             let [a, b] = *self.frame(place);
             gate.abandon(Ticket::new(a, b));
@@ -379,7 +390,7 @@ impl Lane {
 
     /// After a wait, asks the gates that were passed before it whether their passes still hold.
     fn ask_still(&mut self, steps: &[Step]) -> Result<(), End> {
-        for (place, step) in steps[..usize::from(self.depth)].iter().enumerate() {
+        for (place, step) in steps[..self.depth as usize].iter().enumerate() {
             if let Some(gate) = step.as_gate() {
                 let [a, b] = *self.frame(place);
                 gate.still(&Pass::new(a, b), &self.call).map_err(|refusal| End::Refused(place, refusal))?;
@@ -451,12 +462,12 @@ impl Lane {
         stop: &mut Stop,
     ) -> Option<(usize, &'a Plan)> {
         let Self { call, depth, .. } = self;
-        let passed = usize::from(*depth);
+        let passed = *depth as usize;
         let frames = frames(&mut self.frames, &mut self.rare);
         for (step, &mut [a, b]) in steps[..passed].iter().zip(&mut frames[..passed]).rev() {
             if let Kind::Retry(retry) = &step.0 {
                 if !settled || retry.has_budget() {
-                    return Some((usize::from(*depth) - 1, retry));
+                    return Some((*depth as usize - 1, retry));
                 }
                 *stop = Stop::Final;
             }
@@ -494,7 +505,7 @@ impl Lane {
         end: &End,
         outcome: &mut Outcome,
     ) -> Result<Option<Moment>, Stop> {
-        let started = *outcome != Outcome::NotStarted;
+        let started = !matches!(outcome, Outcome::NotStarted);
         let frame = RetryFrame::from_words(*self.frame(place));
         let mut delays = self.rare.as_mut().map(|rare| std::mem::take(&mut rare.delays)).unwrap_or_default();
         let situation = Situation { end, started, place, call: &self.call, begun: self.begun, once: self.once };
@@ -523,7 +534,7 @@ impl Lane {
     /// earlier one was.
     #[inline]
     fn outside(&self, outcome: Outcome, frame: RetryFrame, given_up: bool) -> Outcome {
-        if outcome != Outcome::NotStarted || !frame.ran() {
+        if !matches!(outcome, Outcome::NotStarted) || !frame.ran() {
             return outcome;
         }
         let times = Times { started: self.started, ended: self.ended };
@@ -592,7 +603,7 @@ impl Lane {
     fn give_back_passes(&mut self, steps: &[Step], outcome: &mut Outcome) {
         while self.depth > 0 {
             self.depth -= 1;
-            let place = usize::from(self.depth);
+            let place = self.depth as usize;
             let frame = *self.frame(place);
             if let Kind::Retry(retry) = &steps[place].0 {
                 let frame = RetryFrame::from_words(frame);

@@ -33,6 +33,10 @@ pub enum Lint {
     NestedRetries,
     /// A breaker stands inside of a gate that is taken first.
     BreakerInsideGate,
+    /// A gate that is taken once for all attempts stands outside of a retry.
+    GateOutsideRetry,
+    /// The limit of one attempt stands outside of a gate at which attempts can wait.
+    AttemptLimitOutsideQueue,
     /// No step limits one attempt, so a breaker learns of a hanging peer only from callers who give up.
     BreakerWithoutTimeout,
 }
@@ -72,7 +76,8 @@ struct Layout<'a>(&'a [Step]);
 impl Layout<'_> {
     fn timeouts(&self) -> impl Iterator<Item = (usize, Duration)> {
         self.0.iter().enumerate().filter_map(|(place, step)| match &step.0 {
-            Kind::Timeout(limit) => Some((place, Duration::from_nanos(*limit))),
+            // An endless limit is none.
+            Kind::Timeout(limit) if *limit < u64::MAX => Some((place, Duration::from_nanos(*limit))),
             _ => None,
         })
     }
@@ -125,6 +130,18 @@ pub(crate) fn lint(steps: &[Step]) -> Vec<Finding> {
         if let Some((_, outer)) = layout.timeouts().find(|(outer, other)| *outer < place && *other <= limit) {
             let message = format!("{limit:?} is not shorter than the {outer:?} outside: it never fires first");
             find(Lint::AttemptNotShorter, Some(place), message);
+        }
+    }
+    for place in layout.gates(false) {
+        if matches!(steps[place].0, Kind::Semaphore(_)) && layout.retries().any(|retry| retry > place) {
+            let message = "a permit is held through all attempts and the delays between them";
+            find(Lint::GateOutsideRetry, Some(place), message.into());
+        }
+        let inner = first_retry
+            .and_then(|retry| layout.timeouts().map(|(limit, _)| limit).filter(|limit| *limit > retry).last());
+        if inner.is_some_and(|limit| limit < place) {
+            let message = "the limit of an attempt runs while it waits here: a long queue looks like a slow peer";
+            find(Lint::AttemptLimitOutsideQueue, Some(place), message.into());
         }
     }
     for place in layout.gates(true) {

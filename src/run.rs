@@ -16,7 +16,7 @@ use crate::internal::time::Timer;
 use crate::lane::{self, End, Lane, Out};
 use crate::policy::Steps;
 use crate::step::Step;
-use crate::verdict::Classify;
+use crate::verdict::{Classify, Verdict};
 
 /// A call under a policy: a future, made by [`Policy::run`](crate::Policy::run) and its like.
 ///
@@ -90,51 +90,59 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let steps = this.policy.steps();
+        let (steps, needs) = (this.policy.steps(), this.policy.needs());
         this.lane.call().forget_time();
         loop {
-            let (end, result) =
-                if let Err(end) = ready!(this.lane.poll_in(steps, this.policy.needs(), this.timer.as_mut(), cx)) {
-                    (end, None)
-                } else {
-                    let attempt = this.lane.call().view();
-                    let polled = this.lane.user(|| {
-                        if this.operation.is_none() {
-                            this.operation.set(this.make.make(attempt));
-                        }
-                        let operation = this.operation.as_mut().as_pin_mut()?;
-                        Some(operation.poll(cx).map(|result| (End::Judged(this.judge.classify(&result)), Some(result))))
-                    });
-                    match polled {
-                        Some(Poll::Ready(judged)) => judged,
-                        // The operation is given up before its passes are, like in a drop.
-                        _ => (ready!(this.lane.poll_interrupt(steps, this.timer.as_mut(), cx)), None),
+            let end = if let Err(end) = ready!(this.lane.poll_in(steps, needs, this.timer.as_mut(), cx)) {
+                end
+            } else {
+                let attempt = this.lane.call().view();
+                let judged = this.lane.user(|| {
+                    if this.operation.is_none() {
+                        this.operation.set(this.make.make(attempt));
                     }
-                };
-            this.lane.user(|| this.operation.set(None));
-            match (this.lane.walk_out(steps, &end), result) {
-                (Out::Again, Some(Err(error))) => *this.last = Some(error),
-                // A value that was judged bad is dropped before the next attempt.
-                (Out::Again, _) => {}
-                (Out::Caller(_), Some(Ok(value))) => return Poll::Ready(Ok(value)),
-                (Out::Caller(stop), result) => {
-                    let last = result.and_then(Result::err).or_else(|| this.last.take());
-                    return Poll::Ready(Err(error(this.lane, steps, end, last, stop)));
+                    let polled = this.operation.as_mut().as_pin_mut().map(|operation| operation.poll(cx));
+                    let Some(Poll::Ready(result)) = polled else { return None };
+                    this.operation.set(None);
+                    Some((this.judge.classify(&result), result))
+                });
+                if let Some((verdict, result)) = judged {
+                    match this.lane.walk_out(steps, &End::Judged(verdict)) {
+                        Out::Caller(stop) => {
+                            return Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, stop)));
+                        }
+                        // A value that was judged bad is dropped before the next attempt, an error is kept.
+                        Out::Again => *this.last = result.err(),
+                    }
+                    continue;
                 }
+                ready!(this.lane.poll_interrupt(steps, this.timer.as_mut(), cx))
+            };
+            // The operation is given up before its passes are, like in a drop.
+            this.lane.user(|| this.operation.set(None));
+            if let Out::Caller(stop) = this.lane.walk_out(steps, &end) {
+                return Poll::Ready(Err(ended(this.lane, steps, end, this.last.take(), stop)));
             }
         }
     }
 }
 
+/// The operation failed and is not tried again.
 #[cold]
-fn error<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) -> Error<E> {
-    let (cause, hint) = match end {
-        End::Judged(verdict) => (Cause::Failed, verdict.hint()),
-        End::TimedOut(place) => (Cause::TimedOut(lane::limit(steps, place)), None),
-        End::Refused(_, refusal) => (Cause::Refused(refusal), None),
-        End::Cancelled => (Cause::Cancelled, None),
+fn failed<E>(lane: &Lane, verdict: Verdict, last: E, stop: Stop) -> Error<E> {
+    let error = Error::new(Cause::Failed, Some(last), lane.made(), stop);
+    error.with_hint(verdict.hint()).with_elapsed(lane.elapsed())
+}
+
+/// The call ended some other way.
+#[cold]
+fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) -> Error<E> {
+    let cause = match end {
+        End::TimedOut(place) => Cause::TimedOut(lane::limit(steps, place)),
+        End::Refused(_, refusal) => Cause::Refused(refusal),
+        End::Cancelled | End::Judged(_) => Cause::Cancelled,
     };
-    Error::new(cause, last, lane.made(), stop).with_hint(hint).with_elapsed(lane.elapsed())
+    Error::new(cause, last, lane.made(), stop).with_elapsed(lane.elapsed())
 }
 
 #[pinned_drop]

@@ -154,11 +154,13 @@ async fn a_time_window_slides_over_slow_traffic() {
         fail(&breaker);
         advance(ms(5_400)).await;
     }
-    assert_eq!(breaker.state(), State::Closed);
-    for _ in 0..4 {
+    advance(secs(16)).await;
+    for _ in 0..3 {
         fail(&breaker);
-        advance(ms(3_000)).await;
+        advance(ms(4_900)).await;
+        assert_eq!(breaker.state(), State::Closed);
     }
+    fail(&breaker);
     assert_eq!(breaker.state(), State::Open);
 }
 
@@ -179,7 +181,7 @@ async fn three_failures_a_day_and_one_failure_are_no_outage() {
 /// G10: an index of a window that has come round must not pass for the present one.
 #[tokio::test(start_paused = true)]
 async fn no_idle_time_brings_old_failures_back() {
-    for power in 4..40 {
+    for power in 4..36 {
         // Slices of a millisecond.
         let breaker = built(by_rate().over(ms(16)));
         for _ in 0..3 {
@@ -431,7 +433,7 @@ async fn the_advice_of_an_open_circuit_is_exact() {
     fail(&breaker);
     advance(ms(1234)).await;
     assert_eq!(refusal(&breaker).retry_after(), Some(ms(3766)));
-    advance(ms(3766) - Duration::from_nanos(1)).await;
+    advance(ms(3766).saturating_sub(Duration::from_nanos(1))).await;
     assert_eq!(refusal(&breaker).retry_after(), Some(Duration::from_nanos(1)));
     advance(Duration::from_nanos(1)).await;
     assert!(breaker.try_acquire().is_ok());
@@ -589,9 +591,9 @@ async fn half_open_admits_its_probes_and_no_more() {
         });
         let ends = join_all(calls).await;
         assert_eq!(inside.get(), count);
-        let refused = ends.iter().filter(|end| end.as_ref().is_err_and(|error| {
-            error.refusal().is_some_and(|refusal| refusal.reason() == Reason::Probing)
-        }));
+        let refused = ends.iter().filter(|end| {
+            end.as_ref().is_err_and(|error| error.refusal().is_some_and(|refusal| refusal.reason() == Reason::Probing))
+        });
         assert_eq!(refused.count() as u32, 1500 - count);
         assert_eq!(breaker.state(), State::Closed);
     }
@@ -986,7 +988,7 @@ async fn what_counts_as_given_up_late_is_the_slow_threshold_or_a_setting_or_a_se
     for (builder, after) in cases {
         let breaker = built(builder);
         let guard = breaker.try_acquire().unwrap();
-        advance(after - Duration::from_nanos(1)).await;
+        advance(after.saturating_sub(Duration::from_nanos(1))).await;
         drop(guard);
         assert_eq!(breaker.state(), State::Closed, "{after:?}");
         let guard = breaker.try_acquire().unwrap();
@@ -1315,11 +1317,14 @@ async fn a_listener_that_panics_breaks_nothing() {
 async fn waiting_for_a_state_ends_when_somebody_causes_it() {
     let breaker = built(in_a_row(1));
     breaker.wait_for(State::Closed).await;
-    let waiting: Vec<_> = (0..3).map(|_| tokio::spawn({
-        let breaker = breaker.clone();
-        async move { breaker.wait_for(State::Open).await }
-    }))
-    .collect();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            tokio::spawn({
+                let breaker = breaker.clone();
+                async move { breaker.wait_for(State::Open).await }
+            })
+        })
+        .collect();
     tokio::task::yield_now().await;
     assert!(waiting.iter().all(|task| !task.is_finished()));
     fail(&breaker);
@@ -1473,9 +1478,7 @@ proptest! {
                     Op::Force(true) => breaker.force_open(),
                     Op::Force(false) => breaker.force_closed(),
                     Op::Reset => breaker.reset(),
-                    Op::Look => {
-                        breaker.state();
-                    }
+                    Op::Look => assert_eq!(breaker.state(), breaker.state()),
                 }
                 let changes = changes.lock().unwrap();
                 for pair in changes.windows(2) {

@@ -475,7 +475,8 @@ fn a_clock_that_goes_back_pays_nothing_twice() {
     for (runtime, ahead) in [(&late, 0), (&early, 0), (&late, 0), (&early, 60), (&late, 1), (&early, 1), (&late, 1)] {
         runtime.block_on(async {
             advance(secs(ahead)).await;
-            retries.lock().unwrap().push(fail(&policy).await.attempts() - 1);
+            let attempts = fail(&policy).await.attempts();
+            retries.lock().unwrap().push(attempts - 1);
         });
     }
     // Ten at first; then, by neither clock, has the ten seconds' reserve come again.

@@ -15,15 +15,15 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use resile::{
-    Acquire, CircuitBreaker, Error, FutureExt, Guard, Outcome, Policy, PolicyBuilder, Rate, Retry, RetryBudget,
-    Semaphore, State, TokenBucket, Verdict,
+    Acquire, Backoff, Call, CircuitBreaker, Entry, Error, FutureExt, Gate, Guard, Outcome, Pass, Policy, PolicyBuilder,
+    Rate, Refusal, Retry, RetryBudget, Semaphore, State, Ticket, TokenBucket, Verdict,
 };
 use support::hand::{Clock, Flag, catch_boom, poll_once};
 use support::journal::{Heard, Journal, Passage};
 use support::ms;
 use support::script::{
-    Act, Answer, ERR, HANG, IGNORED, OK, PANIC_IN_CLOSURE, PANIC_IN_DROP, PANIC_IN_JUDGE, PANIC_IN_POLL, Script, boom,
-    judge,
+    Act, Answer, BAD, ERR, HANG, IGNORED, OK, PANIC_IN_CLOSURE, PANIC_IN_DROP, PANIC_IN_JUDGE, PANIC_IN_POLL, Script,
+    boom, judge,
 };
 use support::watch::{Manner, Reading, Spy, Watched};
 use tokio_util::sync::CancellationToken;
@@ -102,7 +102,7 @@ struct World {
     spies: Vec<Spy>,
     /// Permits that are held so that a semaphore is full.
     held: Vec<(Semaphore, Option<Guard>)>,
-    /// Waits behind the call for the same semaphore.
+    /// Waits behind the call for the same gate.
     bystander: Option<(Pin<Box<Acquire>>, Flag)>,
     bystanders: bool,
 }
@@ -135,7 +135,8 @@ impl World {
                 let budget = RetryBudget::ratio(0.0).reserve_per_second(1).build();
                 return Part::Retry(Some(budget.unwrap()));
             }
-            Kind::RetryShare => return Part::Retry(Some(RetryBudget::share(0.0).floor(3).build().unwrap())),
+            // As many retries as calls in flight: none when all is over.
+            Kind::RetryShare => return Part::Retry(Some(RetryBudget::share(1.0).floor(0).build().unwrap())),
             Kind::Free => Watched::Semaphore(Semaphore::permits(2).build().unwrap()),
             Kind::Full => {
                 let semaphore = Semaphore::permits(1).build().unwrap();
@@ -213,9 +214,15 @@ impl World {
 
     /// Has somebody queue behind the call, and pass on what it is granted.
     fn tend_bystander(&mut self) {
-        let queue = self.held.iter().find(|(semaphore, permit)| permit.is_some() && semaphore.queued() == 1);
-        if let (true, None, Some((semaphore, _))) = (self.bystanders, &self.bystander, queue) {
-            let (mut acquire, flag) = (Box::pin(semaphore.acquire()), Flag::default());
+        let queues = self.parts.iter().filter_map(|part| match part {
+            Part::Gate(Watched::Semaphore(gate)) if gate.queued() == 1 => Some(gate.acquire()),
+            Part::Gate(Watched::Bucket(gate)) if gate.queued() == 1 => Some(gate.acquire()),
+            _ => None,
+        });
+        if self.bystanders
+            && let Some(acquire) = queues.last()
+        {
+            let (mut acquire, flag) = (Box::pin(acquire), Flag::default());
             assert!(flag.poll(acquire.as_mut()).is_pending(), "nobody passes by who waits");
             self.bystander = Some((acquire, flag));
             self.bystanders = false;
@@ -223,23 +230,27 @@ impl World {
         if let Some((acquire, flag)) = &mut self.bystander
             && flag.woken()
         {
-            let Poll::Ready(guard) = poll_once(acquire.as_mut()) else { panic!("woken for nothing") };
-            drop(guard);
-            self.bystander = None;
+            *flag = Flag::default();
+            if let Poll::Ready(guard) = flag.poll(acquire.as_mut()) {
+                drop(guard.unwrap());
+                self.bystander = None;
+            }
         }
     }
 
     /// Everything is as it was, less what a call that went through has used up.
     fn assert_back(mut self, clock: &Clock) {
         self.journal.assert_nested();
-        for (semaphore, permit) in &mut self.held {
+        for (_, permit) in &mut self.held {
             *permit = None;
-            assert!(self.bystander.is_some() || semaphore.queued() == 0);
         }
-        if let Some((mut acquire, flag)) = self.bystander.take() {
-            assert!(flag.woken(), "who waited behind was not told");
-            let Poll::Ready(Ok(_)) = poll_once(acquire.as_mut()) else { panic!("the bystander's permit was lost") };
+        for _ in 0..5 {
+            self.tend_bystander();
+            if self.bystander.is_some() {
+                clock.advance(STEP);
+            }
         }
+        assert!(self.bystander.is_none(), "who waited behind was not told");
         clock.advance(Duration::from_secs(1));
         for (place, part) in self.parts.iter().enumerate() {
             let (outside, inside) = (SPIES[place], SPIES[place + 1]);
@@ -251,7 +262,7 @@ impl World {
                     let first = self.journal.passages(outside).iter().filter(|passage| passage.started).count() as u32;
                     let retries = u64::from(count(|passage| passage.started) - first);
                     let available = budget.available();
-                    assert!(available == 3 || available == RESERVE - retries, "{available} after {retries} retries");
+                    assert!(available == 0 || available == RESERVE - retries, "{available} after {retries} retries");
                 }
                 Part::Gate(watched) => {
                     let judged = count(
@@ -359,6 +370,14 @@ enum Ended {
     Hanging,
 }
 
+impl Ended {
+    fn with(result: Result<Answer, Error<Answer>>) -> Self {
+        let kind = result.as_ref().err().map(Error::kind);
+        catch_boom(|| drop(result));
+        Self::Ready(kind)
+    }
+}
+
 /// What came of a play.
 struct Played {
     ended: Ended,
@@ -430,7 +449,7 @@ impl<'a> Play<'a> {
             }
             match self.poll(&mut call, &mut flag) {
                 None => break Ended::Panicked,
-                Some(Poll::Ready(result)) => break Ended::Ready(result.err().map(|error| error.kind())),
+                Some(Poll::Ready(result)) => break Ended::with(result),
                 Some(Poll::Pending) => {}
             }
             world.tend_bystander();
@@ -446,7 +465,7 @@ impl<'a> Play<'a> {
         let ended = match ended {
             Ended::Cut if self.form.is_cancelled() => match self.poll(&mut call, &mut flag) {
                 None => Ended::Panicked,
-                Some(Poll::Ready(result)) => Ended::Ready(result.err().map(|error| error.kind())),
+                Some(Poll::Ready(result)) => Ended::with(result),
                 Some(Poll::Pending) => panic!("pending although cancelled"),
             },
             other => other,
@@ -530,7 +549,7 @@ fn a_one_shot_dropped_at_any_point_leaves_nothing_behind() {
 
 #[test]
 fn a_panic_anywhere_in_the_operation_leaves_nothing_behind() {
-    let acts: [&[Act]; 8] = [
+    let acts: [&[Act]; 11] = [
         &[PANIC_IN_CLOSURE],
         &[PANIC_IN_POLL],
         &[PANIC_IN_JUDGE],
@@ -539,6 +558,9 @@ fn a_panic_anywhere_in_the_operation_leaves_nothing_behind() {
         &[PANIC_IN_DROP.after(STEP)],
         &[ERR, PANIC_IN_CLOSURE],
         &[ERR, PANIC_IN_DROP],
+        &[BAD.panicking_answer(), OK],
+        &[ERR.panicking_answer(), OK],
+        &[ERR.panicking_answer(), HANG],
     ];
     for form in [Form::Run, Form::Deadline] {
         end_everywhere(singles().chain(pairs()), &acts, form);
@@ -569,7 +591,7 @@ fn a_spurious_poll_with_another_waker_changes_nothing() {
 fn who_waits_behind_a_call_that_ends_at_any_point_is_served() {
     let clock = Clock::paused();
     let _entered = clock.enter();
-    for kinds in stacks().filter(|kinds| kinds.contains(&Kind::Full)) {
+    for kinds in stacks().filter(|kinds| kinds.contains(&Kind::Full) || kinds.contains(&Kind::Empty)) {
         for acts in [&[OK][..], &[ERR, OK], &[HANG]] {
             for form in [Form::Run, Form::Cancelled] {
                 let play = Play { bystanders: true, ..Play::new(&kinds, acts, form) };
@@ -863,6 +885,122 @@ fn the_operation_is_gone_before_its_passes_are() {
     assert_eq!(dropped.load(Ordering::Relaxed), 2);
 }
 
+/// Where the user's own gate or backoff panics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Panics {
+    Enter,
+    PollWait,
+    Abandon,
+    Still,
+    Leave,
+    Backoff,
+}
+
+impl Gate for Panics {
+    fn enter(&self, _: &Call) -> Entry {
+        match self {
+            Self::Enter => boom(),
+            Self::PollWait | Self::Abandon => Entry::Wait(Ticket::default(), None),
+            _ => Entry::Pass(Pass::default()),
+        }
+    }
+
+    fn poll_wait(&self, ticket: Ticket, _: &Call, _: &mut Context<'_>) -> Entry {
+        if *self == Self::PollWait {
+            boom();
+        }
+        Entry::Wait(ticket, None)
+    }
+
+    fn abandon(&self, _: Ticket) {
+        if *self == Self::Abandon {
+            boom();
+        }
+    }
+
+    fn still(&self, _: &Pass, _: &Call) -> Result<(), Refusal> {
+        if *self == Self::Still {
+            boom();
+        }
+        Ok(())
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {
+        if *self == Self::Leave {
+            boom();
+        }
+    }
+}
+
+impl Backoff for Panics {
+    fn delays(&self) -> Box<dyn Iterator<Item = Duration> + Send> {
+        if *self == Self::Backoff {
+            boom();
+        }
+        Box::new(std::iter::repeat(STEP))
+    }
+}
+
+#[test]
+fn a_gate_or_a_backoff_that_panics_loses_nothing_further_out() {
+    use Panics::{Abandon, Backoff, Enter, Leave, PollWait, Still};
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    for panics in [Enter, PollWait, Abandon, Still, Leave, Backoff] {
+        for act in [ERR, HANG] {
+            let journal = Journal::default();
+            let budget = RetryBudget::share(1.0).floor(0).build().unwrap();
+            let semaphore = Semaphore::permits(1).build().unwrap();
+            let policy = Policy::named("stack")
+                .gate(Spy::new("outer", &journal))
+                .gate(semaphore.clone())
+                .retry(Retry::with(panics).budget(budget.clone()))
+                .gate(panics)
+                .gate(Spy::new("delay", &journal).that(Manner::Delays(STEP)))
+                .build()
+                .unwrap();
+            let mut call = scripted(&policy, &Script::new(&journal, [act]));
+            let mut seen = 0;
+            for _ in 0..4 {
+                match catch_boom(|| poll_once(call.as_mut())) {
+                    Some(Poll::Pending) => clock.advance(STEP),
+                    Some(Poll::Ready(_)) => break,
+                    None => {
+                        seen += 1;
+                        break;
+                    }
+                }
+            }
+            seen += u32::from(catch_boom(|| drop(call)).is_none());
+            let expected = u32::from(panics != Backoff || !act.hangs());
+            assert_eq!(seen, expected, "{panics:?}");
+            journal.assert_nested();
+            assert_eq!((semaphore.available(), budget.available()), (1, 0), "{panics:?}");
+        }
+    }
+}
+
+#[test]
+fn a_waker_that_panics_as_a_token_comes_back_loses_no_pass_further_out() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let journal = Journal::default();
+    let bucket = TokenBucket::per_second(1).burst(1).build().unwrap();
+    let policy = Policy::named("stack")
+        .gate(Spy::new("outer", &journal))
+        .gate(bucket.clone())
+        .gate(Spy::new("queue", &journal).that(Manner::Queues))
+        .build()
+        .unwrap();
+    let mut call = scripted(&policy, &Script::new(&journal, [OK]));
+    assert!(poll_once(call.as_mut()).is_pending());
+    let mut neighbour = Box::pin(bucket.acquire());
+    assert!(neighbour.as_mut().poll(&mut Context::from_waker(&Bomb::waker(false))).is_pending());
+    assert!(catch_boom(|| drop(call)).is_none());
+    journal.assert_nested();
+    assert!(matches!(poll_once(neighbour.as_mut()), Poll::Ready(Ok(_))), "the token is there");
+}
+
 /// G8: a future that is polled after its end panics, and takes nothing.
 #[test]
 fn a_poll_after_the_end_panics_and_takes_nothing() {
@@ -996,4 +1134,25 @@ fn a_leaked_call_keeps_its_permit_and_nothing_else() {
     assert_eq!(semaphore.available(), 1);
     drop(semaphore.try_acquire().unwrap());
     assert_eq!(semaphore.available(), 1);
+}
+
+/// A policy has 64 steps at most, a chain of methods has no such limit.
+#[test]
+fn a_one_shot_with_very_many_gates_leaves_nothing_behind() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    for (act, ready) in [(OK, true), (HANG, false)] {
+        let journal = Journal::default();
+        let semaphore = Semaphore::permits(300).build().unwrap();
+        let mut shot = Script::new(&journal, [act]).make_ahead().within(LIMIT);
+        for _ in 0..300 {
+            shot = shot.through(&semaphore);
+        }
+        let mut shot = Box::pin(shot.through(&Spy::new("outer", &journal)));
+        assert_eq!(poll_once(shot.as_mut()).is_ready(), ready);
+        assert_eq!(semaphore.in_use(), if ready { 0 } else { 300 });
+        drop(shot);
+        assert_eq!(semaphore.in_use(), 0);
+        journal.assert_nested();
+    }
 }

@@ -883,7 +883,7 @@ proptest! {
             prop_assert!(times.len() <= attempts as usize);
             for pair in times.windows(2) {
                 prop_assert!(pair[1] + ms(least) <= ms(limit) + ms(2), "{:?} of {limit} ms", pair[1]);
-                let pause = pair[1] - pair[0];
+                let pause = pair[1].saturating_sub(pair[0]);
                 prop_assert!(pause <= ms(takes + longest.max(hint.unwrap_or(0).min(2_000))) + ms(3), "{pause:?}");
                 prop_assert!(pause >= ms(takes + hint.unwrap_or(0).min(2_000)), "{pause:?}");
             }

@@ -6,7 +6,7 @@ use std::future::{Future, pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -732,64 +732,77 @@ fn refusals_name_the_semaphore() {
     assert_eq!(semaphore.try_acquire().unwrap_err().to_string(), "refused by database: nothing is free now");
 }
 
-/// Many tasks on several threads come, wait, leave half-way and change the limit: nothing is lost or made, and never
-/// are more in than the highest limit.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn permits_are_conserved_under_stress() {
-    const MOST: u32 = 8;
-    static SEMAPHORE: OnceLock<Semaphore> = OnceLock::new();
-    static INSIDE: AtomicU32 = AtomicU32::new(0);
-    static GRANTED: AtomicU32 = AtomicU32::new(0);
-    let semaphore = SEMAPHORE.get_or_init(|| permits(MOST));
+/// What many tasks that come and go agree on.
+struct Stress {
+    semaphore: Semaphore,
+    inside: AtomicU32,
+    granted: AtomicU32,
+}
 
-    async fn come(mut random: u64, semaphore: &Semaphore) {
+impl Stress {
+    const MOST: u32 = 8;
+
+    async fn come_and_go(&self, mut random: u64) {
         for _ in 0..300 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let draw = random >> 33;
             let cost = (draw % 3 + 1) as u32;
-            let mut acquire = pin!(semaphore.acquire_many(cost));
             // One in four leaves if it would have to wait, at this moment or a little later.
             let patience = if draw % 4 == 0 { (draw / 4 % 3) as u32 } else { u32::MAX };
-            let mut polls = 0;
-            let granted = std::future::poll_fn(|cx| match acquire.as_mut().poll(cx) {
-                Poll::Ready(end) => Poll::Ready(Some(end.unwrap())),
-                Poll::Pending if polls >= patience => Poll::Ready(None),
-                Poll::Pending => {
-                    polls += 1;
-                    if patience < u32::MAX {
-                        cx.waker().wake_by_ref();
-                    }
-                    Poll::Pending
-                }
-            })
-            .await;
-            let Some(guard) = granted else { continue };
-            GRANTED.fetch_add(1, Ordering::Relaxed);
-            let inside = INSIDE.fetch_add(cost, Ordering::SeqCst) + cost;
-            assert!(inside <= MOST, "{inside} permits out");
+            let Some(guard) = self.acquire(cost, patience).await else { continue };
+            self.granted.fetch_add(1, Ordering::Relaxed);
+            let inside = self.inside.fetch_add(cost, Ordering::SeqCst) + cost;
+            assert!(inside <= Self::MOST, "{inside} permits out");
             if draw % 5 == 0 {
                 tokio::task::yield_now().await;
             }
-            INSIDE.fetch_sub(cost, Ordering::SeqCst);
+            self.inside.fetch_sub(cost, Ordering::SeqCst);
             drop(guard);
         }
     }
 
-    let tasks: Vec<_> = (0..64).map(|task| tokio::spawn(come(task, semaphore))).collect();
-    let resizing = tokio::spawn(async move {
-        // Never below the largest cost.
-        for limit in (3..=MOST).cycle().take(2000) {
-            semaphore.resize(limit).unwrap();
-            tokio::task::yield_now().await;
-        }
-        semaphore.resize(MOST).unwrap();
-    });
+    async fn acquire(&self, cost: u32, patience: u32) -> Option<Guard> {
+        let mut acquire = pin!(self.semaphore.acquire_many(cost));
+        let mut polls = 0;
+        std::future::poll_fn(|cx| match acquire.as_mut().poll(cx) {
+            Poll::Ready(end) => Poll::Ready(Some(end.unwrap())),
+            Poll::Pending if polls >= patience => Poll::Ready(None),
+            Poll::Pending => {
+                polls += 1;
+                if patience < u32::MAX {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+/// Many tasks on several threads come, wait, leave half-way and change the limit: nothing is lost or made, and never
+/// are more in than the highest limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn permits_are_conserved_under_stress() {
+    let stress =
+        Arc::new(Stress { semaphore: permits(Stress::MOST), inside: AtomicU32::new(0), granted: AtomicU32::new(0) });
+    let tasks: Vec<_> = (0..64)
+        .map(|seed| {
+            let stress = Arc::clone(&stress);
+            tokio::spawn(async move { stress.come_and_go(seed).await })
+        })
+        .collect();
+    // Never below the largest cost.
+    for limit in (3..=Stress::MOST).cycle().take(2000) {
+        stress.semaphore.resize(limit).unwrap();
+        tokio::task::yield_now().await;
+    }
+    stress.semaphore.resize(Stress::MOST).unwrap();
     for task in tasks {
         task.await.unwrap();
     }
-    resizing.await.unwrap();
-    assert_eq!((semaphore.in_use(), semaphore.available(), semaphore.queued()), (0, MOST, 0));
-    assert!(GRANTED.load(Ordering::Relaxed) > 10_000);
+    let semaphore = &stress.semaphore;
+    assert_eq!((semaphore.in_use(), semaphore.available(), semaphore.queued()), (0, Stress::MOST, 0));
+    assert!(stress.granted.load(Ordering::Relaxed) > 10_000);
 }
 
 #[derive(Clone, Debug)]
@@ -822,14 +835,14 @@ struct Model {
     waiting: VecDeque<(usize, u32)>,
     /// Who was served and has not noticed, and who was refused and has not noticed.
     served: Vec<(usize, u32)>,
-    refused: Vec<usize>,
+    refused: Vec<(usize, u32)>,
 }
 
 impl Model {
     fn serve(&mut self) {
         while let Some(&(number, cost)) = self.waiting.front() {
             if cost > self.limit {
-                self.refused.push(number);
+                self.refused.push((number, cost));
             } else if self.used + cost <= self.limit {
                 self.used += cost;
                 self.served.push((number, cost));
@@ -892,24 +905,43 @@ proptest! {
                         model.used -= model.served.swap_remove(place).1;
                     }
                     model.waiting.retain(|(other, _)| *other != number);
-                    model.refused.retain(|other| *other != number);
+                    model.refused.retain(|(other, _)| *other != number);
                     model.serve();
                 }
                 Op::Poll(which) if !waiters.is_empty() => {
                     let place = which % waiters.len();
                     let (number, waiter) = &mut waiters[place];
+                    let number = *number;
+                    // Whoever was too large for a while comes anew: what holds now decides.
+                    let anew = model.refused.iter().position(|(other, _)| *other == number);
+                    let anew = anew.map(|place| model.refused.swap_remove(place).1);
                     match waiter.poll() {
-                        None => prop_assert!(model.waiting.iter().any(|(other, _)| other == number)),
+                        None => {
+                            if let Some(cost) = anew {
+                                prop_assert!(cost <= model.limit && !model.fits(cost));
+                                model.waiting.push_back((number, cost));
+                                waiter.woken = Arc::default();
+                                prop_assert!(waiter.poll().is_none());
+                            }
+                            prop_assert!(model.waiting.iter().any(|(other, _)| *other == number));
+                        }
                         Some(Ok(guard)) => {
-                            let served = model.served.iter().position(|(other, _)| other == number);
-                            prop_assert!(served.is_some(), "served out of turn");
-                            guards.push((model.served.swap_remove(served.unwrap()).1, guard));
+                            let cost = if let Some(cost) = anew {
+                                prop_assert!(model.fits(cost));
+                                model.used += cost;
+                                cost
+                            } else {
+                                let served = model.served.iter().position(|(other, _)| *other == number);
+                                prop_assert!(served.is_some(), "served out of turn");
+                                model.served.swap_remove(served.unwrap()).1
+                            };
+                            guards.push((cost, guard));
                             waiters.swap_remove(place);
                         }
-                        Some(Err(_)) => {
-                            let refused = model.refused.iter().position(|other| other == number);
-                            prop_assert!(refused.is_some(), "refused for nothing");
-                            model.refused.swap_remove(refused.unwrap());
+                        Some(Err(refusal)) => {
+                            prop_assert!(anew.is_some_and(|cost| cost > model.limit), "refused for nothing");
+                            let (cost, limit) = (anew.unwrap(), model.limit);
+                            prop_assert_eq!(refusal.reason(), Reason::CostAboveLimit { cost, limit });
                             waiters.swap_remove(place);
                         }
                     }

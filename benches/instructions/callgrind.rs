@@ -19,8 +19,13 @@ pub fn count(folder: &Path, function: &str, args: &[&str]) -> Result<(), String>
         .arg(std::env::current_exe().map_err(failed)?)
         .args(args)
         .output()
-        .map_err(|error| format!("valgrind: {error}"))?;
+        .map_err(|error| format!("valgrind can't be run: {error}"))?;
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+/// Whether there is a valgrind to run.
+pub fn installed() -> bool {
+    Command::new("valgrind").arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 /// Where the counts are that were dumped at the function's `nth` return, counted from 0.

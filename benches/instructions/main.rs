@@ -4,13 +4,14 @@
 //! loop of a thousand and one of three thousand: what is printed is the difference, divided by two thousand, so that
 //! neither the loop's surroundings nor anything that happens once is in it. `clock` counts calls of `clock_gettime`
 //! (under valgrind a system call, whose instructions in the kernel are not counted), `alloc` those of the allocator.
+//! With timers, a few instructions more or less depend on how the milliseconds fall.
 //!
 //! ```text
-//! cargo bench --bench instructions -- [--check] [--annotate] [ROW..]
+//! scripts/instructions [--check] [--annotate] [ROW..]
 //! ```
 //!
-//! `--check` fails if a row is above its `must`; `--annotate` adds the functions that cost the most; a row is taken if
-//! its name begins with one of the given ones.
+//! `--check` fails if a row is above its `must`; `--annotate` adds the functions and lines that cost the most; a row is
+//! taken if its name begins with one of the given ones.
 
 mod callgrind;
 #[path = "../support/mod.rs"]
@@ -19,29 +20,15 @@ mod support;
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use callgrind::Profile;
-use resile::{Gate, Policy};
-use support::{Within, World, succeed};
+use support::World;
+use support::laps::{self, BARE, Lap, Row};
 
 const LAPS: [u64; 2] = [1_000, 3_000];
 const WARM_UP: u64 = 10;
-/// The table's own cost of an unmeasured row, such as a first line of a group.
-const BARE: &str = "ready/bare";
 
-/// A row: an operation in a loop, and what it may cost.
-struct Row {
-    name: &'static str,
-    start: fn() -> Lap,
-    limits: Limits,
-}
-
-/// Does something so many times.
-type Lap = Box<dyn FnMut(u64)>;
-
+/// What a row may cost.
 #[derive(Clone, Copy)]
 struct Limits {
     /// Instructions: must and aim.
@@ -56,6 +43,20 @@ struct Limits {
 impl Limits {
     const NONE: Self = Self { instructions: None, over_bare: false, clocks: None, allocations: None };
     const OURS: Self = Self { allocations: Some(0.0), ..Self::NONE };
+
+    /// Of a row by its name.
+    fn of(row: &str) -> Self {
+        match row {
+            "ready/bare" | "pending/bare" | "ready/tokio timeout" | "pending/tokio timeout" => Self::NONE,
+            "ready/no steps" => Self::OURS.instructions(80.0, 40.0).over_bare().clocks(0.0, 0.0),
+            "ready/stack" => Self::OURS.instructions(700.0, 400.0).clocks(2.0, 1.0),
+            "pending/no steps" => Self::OURS.clocks(0.0, 0.0),
+            "gates/bucket" => Self::OURS.instructions(60.0, 30.0).clocks(0.0, 0.0),
+            "gates/semaphore" => Self::OURS.instructions(70.0, 40.0).clocks(0.0, 0.0),
+            "gates/breaker" => Self::OURS.instructions(90.0, 40.0).clocks(0.0, 0.0),
+            _ => Self::OURS,
+        }
+    }
 
     const fn instructions(mut self, must: f64, aim: f64) -> Self {
         self.instructions = Some((must, aim));
@@ -73,92 +74,29 @@ impl Limits {
     }
 }
 
-const ROWS: &[Row] = &[
-    row(BARE, || repeat(|| succeed!(support::ready())), Limits::NONE),
-    row("ready/tokio timeout", || repeat(tokio_ready), Limits::NONE),
-    row(
-        "ready/no steps",
-        || ready(support::no_steps()),
-        Limits::OURS.instructions(80.0, 40.0).over_bare().clocks(0.0, 0.0),
-    ),
-    row("ready/stack", || ready(support::stack()), Limits::OURS.instructions(700.0, 400.0).clocks(2.0, 1.0)),
-    row("pending/bare", || repeat(|| succeed!(support::pending())), Limits::NONE),
-    row("pending/tokio timeout", || repeat(tokio_pending), Limits::NONE),
-    row("pending/no steps", || pending(support::no_steps()), Limits::OURS.clocks(0.0, 0.0)),
-    row("pending/timeout", || pending(support::only_timeout()), Limits::OURS),
-    row("pending/stack", || pending(support::stack()), Limits::OURS),
-    row("step/timeout", || ready(support::only_timeout()), Limits::OURS),
-    row("step/retry", || ready(support::only_retry()), Limits::OURS),
-    row("step/breaker", || ready(support::only_gate(support::breaker())), Limits::OURS),
-    row("step/bucket", || ready(support::only_gate(support::bucket())), Limits::OURS),
-    row("step/semaphore", || ready(support::only_gate(support::semaphore())), Limits::OURS),
-    row("gate/open", || gate(support::Open), Limits::OURS),
-    row("gate/bucket", || gate(support::bucket()), Limits::OURS.instructions(60.0, 30.0).clocks(0.0, 0.0)),
-    row("gate/semaphore", || gate(support::semaphore()), Limits::OURS.instructions(70.0, 40.0).clocks(0.0, 0.0)),
-    row("gate/breaker", || gate(support::breaker()), Limits::OURS.instructions(90.0, 40.0).clocks(0.0, 0.0)),
-];
-
-const fn row(name: &'static str, start: fn() -> Lap, limits: Limits) -> Row {
-    Row { name, start, limits }
-}
-
-fn repeat(mut once: impl FnMut() + 'static) -> Lap {
-    Box::new(move |times| {
-        for _ in 0..times {
-            once();
-        }
-    })
-}
-
-fn ready(policy: Policy) -> Lap {
-    repeat(move || succeed!(policy.run(support::ready)))
-}
-
-fn pending(policy: Policy) -> Lap {
-    repeat(move || succeed!(policy.run(support::pending)))
-}
-
-fn tokio_ready() {
-    succeed!(async { tokio::time::timeout(Duration::from_millis(300), support::ready()).await? });
-}
-
-fn tokio_pending() {
-    succeed!(async { tokio::time::timeout(Duration::from_millis(300), support::pending()).await? });
-}
-
-fn gate(gate: impl Gate) -> Lap {
-    let within = Arc::new(Within::new(gate));
-    let policy = support::only_gate(within.clone());
-    Box::new(move |times| {
-        within.rounds.store(times, Ordering::Relaxed);
-        succeed!(policy.run(support::ready));
-    })
-}
-
 fn main() -> ExitCode {
     // `cargo bench` adds a word of its own.
     let (options, words): (Vec<_>, Vec<_>) =
         std::env::args().skip(1).filter(|arg| arg != "--bench").partition(|arg| arg.starts_with("--"));
     match words.split_first() {
         Some((lap, names)) if lap == "lap" => {
-            run(&chosen(names));
+            run(&rows(|row| names.iter().any(|name| name == row)));
             ExitCode::SUCCESS
         }
         _ => report(&words, &options),
     }
 }
 
-fn chosen(names: &[String]) -> Vec<&'static Row> {
-    let wanted = |row: &&Row| names.is_empty() || names.iter().any(|name| row.name.starts_with(name.as_str()));
-    ROWS.iter().filter(wanted).collect()
+fn rows(wanted: impl Fn(&str) -> bool) -> Vec<Row> {
+    laps::ALL.iter().copied().filter(|(row, _)| wanted(row)).collect()
 }
 
 /// The inner program: does each row's laps, for valgrind to count.
-fn run(rows: &[&Row]) {
+fn run(rows: &[Row]) {
     let world = World::new();
     let _entered = world.enter();
-    for row in rows {
-        let mut lap = (row.start)();
+    for (_, start) in rows {
+        let mut lap = start();
         lap(WARM_UP);
         // What was counted until here is dumped by itself.
         measured_lap(&mut lap, 0);
@@ -199,17 +137,22 @@ const ALLOCATORS: &[&str] = &["malloc", "calloc", "realloc", "posix_memalign", "
 /// The outer program: runs the inner one under valgrind and prints the table.
 fn report(names: &[String], options: &[String]) -> ExitCode {
     let check = options.iter().any(|option| option == "--check");
-    let rows = chosen(names);
-    let counted = match count(&rows) {
+    if !check && !callgrind::installed() {
+        eprintln!("instructions: not counted: there is no valgrind");
+        return ExitCode::SUCCESS;
+    }
+    let wanted = |row: &str| names.is_empty() || names.iter().any(|name| row.starts_with(name.as_str()));
+    // The bare operation is what others are measured against.
+    let counted = match count(&rows(|row| row == BARE || wanted(row))) {
         Ok(counted) => counted,
         Err(problem) => {
             eprintln!("instructions: not counted: {problem}");
-            return if check { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            return ExitCode::FAILURE;
         }
     };
     let above = print(&counted);
     if options.iter().any(|option| option == "--annotate") {
-        for (row, [_, profile]) in &counted {
+        for (row, [_, profile]) in counted.iter().filter(|(row, _)| wanted(row)) {
             annotate(row, profile);
         }
     }
@@ -220,37 +163,40 @@ fn report(names: &[String], options: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn count<'a>(rows: &[&'a Row]) -> Result<Vec<(&'a Row, [Profile; 2])>, String> {
+fn count(rows: &[Row]) -> Result<Vec<(&'static str, [Profile; 2])>, String> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("instructions");
     let mut args = vec!["lap"];
-    args.extend(rows.iter().map(|row| row.name));
+    args.extend(rows.iter().map(|(row, _)| row));
     callgrind::count(&folder, "measured_lap", &args)?;
     let read = |nth| Profile::read(&callgrind::dump(&folder, nth)).map_err(|error| error.to_string());
     // Each row has three dumps, the first of which is what led up to it.
-    rows.iter().zip((0..).step_by(3)).map(|(row, first)| Ok((*row, [read(first + 1)?, read(first + 2)?]))).collect()
+    rows.iter()
+        .zip((0..).step_by(3))
+        .map(|((row, _), first)| Ok((*row, [read(first + 1)?, read(first + 2)?])))
+        .collect()
 }
 
 /// Prints the table, and returns the names of the rows above their limits.
-fn print(counted: &[(&Row, [Profile; 2])]) -> Vec<&'static str> {
-    let costs: Vec<(&Row, Cost)> = counted.iter().map(|(row, laps)| (*row, Cost::per_operation(laps))).collect();
-    let bare = costs.iter().find(|(row, _)| row.name == BARE).map_or(0.0, |(_, cost)| cost.instructions);
+fn print(counted: &[(&'static str, [Profile; 2])]) -> Vec<&'static str> {
+    let costs: Vec<(&str, Cost)> = counted.iter().map(|(row, laps)| (*row, Cost::per_operation(laps))).collect();
+    let bare = costs.iter().find(|(row, _)| *row == BARE).map_or(0.0, |(_, cost)| cost.instructions);
     let mut above = Vec::new();
     println!(
         "{:<24}{:>8}{:>12}{:>6}{:>8}{:>6}{:>6}{:>8}{:>6}",
         "per operation", "instr", "must", "aim", "clock", "must", "aim", "alloc", "must"
     );
     for (row, cost) in costs {
-        let Limits { instructions, over_bare, clocks, allocations } = row.limits;
+        let Limits { instructions, over_bare, clocks, allocations } = Limits::of(row);
         let counts = cost.instructions - if over_bare { bare } else { 0.0 };
         let too_much = instructions.is_some_and(|(must, _)| counts.round() > must)
             || clocks.is_some_and(|(must, _)| cost.clocks > must)
             || allocations.is_some_and(|must| cost.allocations > must);
         if too_much {
-            above.push(row.name);
+            above.push(row);
         }
         println!(
             "{:<24}{:>8.0}{:>12}{:>6}{:>8}{:>6}{:>6}{:>8}{:>6}{}",
-            row.name,
+            row,
             cost.instructions,
             instructions.map_or(String::new(), |(must, _)| format!("{}{must}", if over_bare { "bare + " } else { "" })),
             shown(instructions.map(|(_, aim)| aim)),
@@ -270,13 +216,13 @@ fn shown(limit: Option<f64>) -> String {
 }
 
 /// Prints where a row's instructions are.
-fn annotate(row: &Row, profile: &Profile) {
-    println!("\n{}: instructions per operation by function, with what is inlined; calls per operation", row.name);
+fn annotate(row: &str, profile: &Profile) {
+    println!("\n{row}: instructions per operation by function, with what is inlined; calls per operation");
     for (name, count) in most(&profile.functions, 25) {
         let calls = profile.calls.get(name).map_or(0.0, |calls| *calls as f64 / LAPS[1] as f64);
         println!("{count:>8.1}{calls:>6.1}  {name}");
     }
-    println!("\n{}: instructions per operation by line, wherever it is inlined", row.name);
+    println!("\n{row}: instructions per operation by line, wherever it is inlined");
     for ((file, line), count) in most(&profile.lines, 50) {
         let parts: Vec<&str> = file.rsplit('/').take(3).collect();
         println!("{count:>8.1}  {}:{line}", parts.into_iter().rev().collect::<Vec<_>>().join("/"));

@@ -2,18 +2,17 @@
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
+pub mod laps;
+pub mod rounds;
+
 use std::future::Future;
 use std::hint::black_box;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use resile::{
-    Call, CircuitBreaker, Entry, Gate, Moment, Outcome, Pass, Policy, PolicyBuilder, Retry, Semaphore, Times,
-    TokenBucket, Verdict,
-};
+use resile::{CircuitBreaker, Gate, Policy, PolicyBuilder, Retry, Semaphore, TokenBucket};
 use tokio::runtime::{EnterGuard, Runtime};
 use tokio::time::Sleep;
 
@@ -88,7 +87,7 @@ impl World {
         assert!(earlier.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop(entered);
         // The driver learns of the earlier timer when it parks.
-        runtime.block_on(tokio::time::sleep(Duration::from_millis(1)));
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(1)).await });
         Self { _earlier: earlier, runtime }
     }
 
@@ -146,53 +145,4 @@ pub fn only_retry() -> Policy {
 
 pub fn only_gate(gate: impl Gate) -> Policy {
     policy(|steps| steps.gate(gate))
-}
-
-/// A gate that does nothing.
-pub struct Open;
-
-impl Gate for Open {
-    #[inline]
-    fn enter(&self, _: &Call) -> Entry {
-        Entry::Pass(Pass::default())
-    }
-
-    #[inline]
-    fn leave(&self, _: Pass, _: Outcome) {}
-}
-
-/// Measures a gate from within: only a policy makes calls, so this one, being entered, enters and leaves the inner gate
-/// as often as asked, with the clock read once.
-pub struct Within<G> {
-    pub gate: G,
-    pub rounds: AtomicU64,
-}
-
-impl<G: Gate> Within<G> {
-    pub fn new(gate: G) -> Self {
-        Self { gate, rounds: AtomicU64::new(0) }
-    }
-}
-
-impl<G: Gate> Gate for Within<G> {
-    fn enter(&self, call: &Call) -> Entry {
-        let now = call.now();
-        for _ in 0..self.rounds.load(Ordering::Relaxed) {
-            in_and_out(&self.gate, black_box(call), now);
-        }
-        Entry::Pass(Pass::default())
-    }
-
-    fn leave(&self, _: Pass, _: Outcome) {}
-}
-
-#[inline]
-fn in_and_out(gate: &impl Gate, call: &Call, now: Moment) {
-    match black_box(gate).enter(call) {
-        Entry::Pass(pass) => {
-            let outcome = Outcome::Judged(black_box(Verdict::Success), Times { started: now, ended: now });
-            black_box(gate).leave(pass, outcome);
-        }
-        Entry::Wait(..) | Entry::Refused(_) => failed(),
-    }
 }

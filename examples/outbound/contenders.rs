@@ -26,8 +26,8 @@ pub const DEADLINE: Duration = Duration::from_millis(1_500);
 /// What an attempt is given by those who know attempts.
 pub const ATTEMPT: Duration = Duration::from_millis(400);
 pub const RETRIES: u32 = 3;
-/// The mean of the first backoff is half of this; each further one is twice as long.
-pub const BACKOFF: Duration = Duration::from_millis(100);
+/// The first backoff is between half of this and this; each further one is twice as long.
+pub const BACKOFF: Duration = Duration::from_millis(70);
 pub const BACKOFF_MAX: Duration = Duration::from_millis(800);
 /// Retries per call, in the long run, for those who budget them; and the retries a second that are always there.
 pub const BUDGET: f64 = 0.2;

@@ -29,18 +29,30 @@ pub struct Tally {
     /// Ended after deadline and slack, however they ended.
     pub outlived: u64,
     pub attempts: u64,
+    /// The time that callers have waited for calls that were not good.
+    pub lost: Duration,
     /// Times of all calls in microseconds, the failed ones too.
     times: Histogram<u64>,
 }
 
 impl Tally {
     pub fn new() -> anyhow::Result<Self> {
-        Ok(Self { calls: 0, good: 0, refused: 0, outlived: 0, attempts: 0, times: Histogram::new(3)? })
+        Ok(Self {
+            calls: 0,
+            good: 0,
+            refused: 0,
+            outlived: 0,
+            attempts: 0,
+            lost: Duration::ZERO,
+            times: Histogram::new(3)?,
+        })
     }
 
     fn add(&mut self, end: &End) {
         self.calls += 1;
-        self.good += u64::from(end.ending == Ending::Good && end.took <= DEADLINE);
+        let good = end.ending == Ending::Good && end.took <= DEADLINE;
+        self.good += u64::from(good);
+        self.lost += if good { Duration::ZERO } else { end.took };
         self.refused += u64::from(end.ending == Ending::Refused);
         self.outlived += u64::from(end.took > DEADLINE + SLACK);
         self.attempts += u64::from(end.attempts);
@@ -53,12 +65,18 @@ impl Tally {
         self.refused += other.refused;
         self.outlived += other.outlived;
         self.attempts += other.attempts;
+        self.lost += other.lost;
         Ok(self.times.add(&other.times)?)
     }
 
     /// A count as a share of the calls; 0 when there were none.
     pub fn share(&self, count: u64) -> f64 {
         if self.calls == 0 { 0.0 } else { count as f64 / self.calls as f64 }
+    }
+
+    /// The time that a caller has waited for a call that was not good, on average.
+    pub fn lost_per_failure(&self) -> Duration {
+        self.lost.div_f64((self.calls - self.good).max(1) as f64)
     }
 
     /// The time that this share of the calls did not exceed.

@@ -81,13 +81,12 @@ async fn main() -> anyhow::Result<ExitCode> {
     let start = Instant::now() + Duration::from_millis(100);
     let mut lanes = Vec::new();
     for name in NAMES {
-        let (server, target) = match &arguments.url {
-            Some(url) => (None, Target::Remote(url.clone())),
-            None => {
-                let server = Server::start(Arc::clone(&script), start).await?;
-                let url = server.url();
-                (Some(server), Target::Own(url))
-            }
+        let (server, target) = if let Some(url) = &arguments.url {
+            (None, Target::Remote(url.clone()))
+        } else {
+            let server = Server::start(Arc::clone(&script), start).await?;
+            let url = server.url();
+            (Some(server), Target::Own(url))
         };
         let board = Arc::new(Board::new(&script)?);
         lanes.push(Lane { contender: contender(name, &target)?, server, board });

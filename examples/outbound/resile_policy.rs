@@ -6,12 +6,16 @@
 //!
 //! The judge reads the status as well as the error: `503` and `429` say that the server is full, with `Retry-After` as
 //! the hint; other `5xx` and a broken connection may pass; other `4xx` won't.
+//!
+//! What the breaker refuses is refused for good: in an outage a caller knows within a millisecond that it had better use
+//! what it has instead. In return the breaker must notice quickly that the server is back, so it stays open for a small
+//! part of a caller's deadline only.
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use reqwest::StatusCode;
-use resile::{CircuitBreaker, Policy, Retry, RetryBudget, Semaphore, TokenBucket, Verdict};
+use resile::{CircuitBreaker, Jitter, Policy, Retry, RetryBudget, Semaphore, TokenBucket, Verdict};
 
 use crate::contenders::{
     ATTEMPT, Answer, Ask, BACKOFF, BACKOFF_MAX, BUDGET, BUDGET_FLOOR, Contender, DEADLINE, Ending, Held, PER_SECOND,
@@ -29,11 +33,23 @@ pub struct Resile {
 impl Resile {
     pub fn new(wire: Wire) -> anyhow::Result<Self> {
         let budget = RetryBudget::ratio(BUDGET).reserve_per_second(BUDGET_FLOOR).build()?;
-        let breaker = CircuitBreaker::builder().failure_rate(0.5).over(Duration::from_secs(2)).min_calls(50);
+        let breaker = CircuitBreaker::builder()
+            .failure_rate(0.5)
+            .over(Duration::from_secs(2))
+            .min_calls(50)
+            .open_for(Duration::from_millis(100))
+            .max_open_for(Duration::from_millis(200))
+            .probe_lease(ATTEMPT);
+        // Equal jitter, because that is what tower's comes to: the two shall differ in the rest.
+        let retry = Retry::exponential(BACKOFF)
+            .jitter(Jitter::Equal)
+            .max_delay(BACKOFF_MAX)
+            .max_attempts(1 + RETRIES)
+            .budget(budget);
         let permits = Semaphore::permits(PERMITS).max_queue(QUEUE).build()?;
         let policy = Policy::named("outbound")
             .timeout(DEADLINE)
-            .retry(Retry::exponential(BACKOFF).max_delay(BACKOFF_MAX).max_attempts(1 + RETRIES).budget(budget))
+            .retry(retry)
             .gate(breaker)
             .gate(TokenBucket::per_second(PER_SECOND.into()).burst(PER_SECOND / 10))
             .gate(permits.clone())

@@ -172,11 +172,9 @@ impl Stage {
         let mut at_least = Duration::ZERO;
         let mut cut = false;
         match self.script.phases[phase].weather {
-            Weather::Fair | Weather::Refusing => {}
             Weather::SlowTail { share, shortest, longest } if throw(1) < share => {
-                at_least = shortest + (longest - shortest).mul_f64(throw(2));
+                at_least = shortest + longest.saturating_sub(shortest).mul_f64(throw(2));
             }
-            Weather::SlowTail { .. } => {}
             Weather::Bursts { every, lasts } => {
                 if into.as_nanos() % every.as_nanos() < lasts.as_nanos() {
                     return Ok(plain(StatusCode::SERVICE_UNAVAILABLE));
@@ -195,7 +193,7 @@ impl Stage {
             // The client may leave meanwhile; hyper then drops this future, and the place with it.
             Weather::Hanging => tokio::time::sleep(self.script.phases[phase].lasts.saturating_sub(into)).await,
             Weather::Cold { slower, lasts } if into < lasts => times *= slower,
-            Weather::Cold { .. } => {}
+            Weather::Fair | Weather::SlowTail { .. } | Weather::Cold { .. } | Weather::Refusing => {}
         }
         place.work(times, at_least).await.ok_or(Reset)?;
         Ok(if cut { half(&body(id)) } else { Response::new(Full::new(body(id)).map_err(never).boxed()) })

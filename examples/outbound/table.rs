@@ -52,6 +52,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "in time    complete, right, and before the deadline")?;
         writeln!(f, "p50 ..     of all calls, the failed ones too, from the moment each was due")?;
+        writeln!(f, "lost       how long callers waited for a call that failed, on average")?;
         writeln!(f, "tries      attempts that the client made, per call")?;
         writeln!(f, "load       requests that reached the server, per second and per call")?;
         writeln!(f, "refused    ended early by the client's own rules")?;
@@ -59,8 +60,7 @@ impl fmt::Display for Report {
     }
 }
 
-const HEAD: &str =
-    "              calls   in time       p50       p99     p99.9   tries      load    /call   refused  outlived";
+const HEAD: &str = "              calls   in time       p50       p99     p99.9      lost   tries      load    /call   refused  outlived";
 
 fn line(row: &Row) -> Result<String, fmt::Error> {
     let tally = &row.tally;
@@ -69,7 +69,8 @@ fn line(row: &Row) -> Result<String, fmt::Error> {
     for quantile in [0.5, 0.99, 0.999] {
         write!(line, " {:>9}", time(tally.quantile(quantile)))?;
     }
-    write!(line, "  {:>6.2}", row.attempts_per_call())?;
+    let lost = if tally.good == tally.calls { "-".to_owned() } else { time(tally.lost_per_failure()) };
+    write!(line, " {lost:>9}  {:>6.2}", row.attempts_per_call())?;
     match (row.load(), row.seen) {
         (Some(load), Some(seen)) => write!(line, "   {load:>5.0}/s  {:>7.2}", tally.share(seen))?,
         _ => write!(line, "   {:>7}  {:>7}", "-", "-")?,

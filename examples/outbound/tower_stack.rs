@@ -18,7 +18,7 @@ use reqwest::StatusCode;
 use tower::retry::backoff::{Backoff as _, ExponentialBackoff, ExponentialBackoffMaker, MakeBackoff as _};
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::util::BoxCloneSyncService;
-use tower::util::rng::HasherRng;
+use tower::util::rng::Rng;
 use tower::{BoxError, ServiceBuilder, ServiceExt as _, load_shed, retry};
 
 use crate::contenders::{
@@ -71,23 +71,28 @@ impl Contender for Tower {
 struct Judge {
     budget: Arc<TpsBudget>,
     left: u32,
-    pace: ExponentialBackoffMaker,
-    backoff: Option<ExponentialBackoff>,
+    backoff: ExponentialBackoff<Dice>,
+}
+
+/// Tower's own dice are cloned with the judge, and would make all calls jitter alike.
+#[derive(Clone, Copy, Debug)]
+struct Dice;
+
+impl Rng for Dice {
+    fn next_u64(&mut self) -> u64 {
+        rand::random()
+    }
 }
 
 impl Judge {
     fn new() -> anyhow::Result<Self> {
+        // Tower adds its jitter to the base: with half of the backoff as the base, the sum is between half of it and it.
+        let mut pace = ExponentialBackoffMaker::new(BACKOFF / 2, BACKOFF_MAX, 1.0, Dice)?;
         Ok(Self {
             budget: Arc::new(TpsBudget::new(Duration::from_secs(10), BUDGET_FLOOR, BUDGET as f32)),
             left: RETRIES,
-            pace: Self::pace()?,
-            backoff: None,
+            backoff: pace.make_backoff(),
         })
-    }
-
-    /// Tower adds its jitter to the base: from a third to two thirds here, so the mean is a half, as with full jitter.
-    fn pace() -> Result<ExponentialBackoffMaker, tower::retry::backoff::InvalidBackoff> {
-        ExponentialBackoffMaker::new(BACKOFF / 3, BACKOFF_MAX, 1.0, HasherRng::new())
     }
 }
 
@@ -113,11 +118,7 @@ impl retry::Policy<Ask, Answer, BoxError> for Judge {
             return None;
         }
         self.left -= 1;
-        // The clones of a maker share one sequence of dice: a fresh one per call, or all calls would jitter alike.
-        if self.backoff.is_none() {
-            self.backoff = Self::pace().ok().map(|mut pace| pace.make_backoff());
-        }
-        let wait = self.backoff.as_mut()?.next_backoff();
+        let wait = self.backoff.next_backoff();
         Some(Box::pin(async move {
             tokio::join!(wait, tokio::time::sleep(after.unwrap_or_default()));
         }))

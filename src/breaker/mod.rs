@@ -416,7 +416,7 @@ impl BreakerBuilder {
             }
             Over::Calls(calls) => {
                 faults.check((1..=1_000_000).contains(&calls), "over_calls", &calls, "1 to 1000000");
-                let fits = (1..=calls).contains(&self.minimum());
+                let fits = calls == 0 || (1..=calls).contains(&self.minimum());
                 faults.check(fits, "min_calls", &self.minimum(), format!("1 to {calls}, the calls of the window"));
             }
         }
@@ -561,22 +561,22 @@ impl CircuitBreaker {
     /// Changes the machine under the lock, then tells the word, and after the lock is released the world.
     fn change<R>(&self, change: impl FnOnce(&mut Machine) -> R) -> R {
         let mut machine = self.0.machine.lock();
+        let (generation, due) = (machine.generation(), machine.due());
         let result = change(&mut machine);
         let changes = machine.take_changes();
-        if machine.state() == State::Closed && !changes.is_empty() {
+        if machine.generation() != generation && machine.state() == State::Closed {
             // Before anybody can count in the new generation.
             self.0.tally.clear();
             self.0.streak.store(0, Relaxed);
         }
+        let moved = !changes.is_empty() || machine.due() != due;
         self.0.word.store(word(machine.state(), machine.generation()), Release);
         drop(machine);
-        if !changes.is_empty() {
+        if moved {
             self.0.changed.notify_waiters();
-            for (from, to) in changes {
-                if let Some(listener) = &self.0.listener {
-                    listener(from, to);
-                }
-            }
+        }
+        if let Some(listener) = &self.0.listener {
+            changes.into_iter().for_each(|(from, to)| listener(from, to));
         }
         result
     }

@@ -15,8 +15,9 @@ use super::time::{Moment, nanos};
 
 /// A power of two, so that a slice's place is a mask away.
 const SLICES: usize = 16;
-/// The low bits of a word count: 6.8e10 per slice and stripe, more than a billion a second for a minute.
-const COUNT_BITS: u32 = 36;
+/// The low bits of a word count, up to 268 million per slice and stripe; the high ones are the slice's number, which
+/// comes round after 2 years for a window of 16 ms and after 50 days for the shortest of 1 ms.
+const COUNT_BITS: u32 = 28;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 /// More stripes than this no longer spread a line that anybody waits for.
 const MAX_STRIPES: usize = 16;

@@ -20,8 +20,6 @@ const WAITERS: u64 = 1 << 62;
 /// The rate is being changed: everybody goes to the lock. Set and cleared under it.
 const BUSY: u64 = 1 << 63;
 const STATE: u64 = WAITERS - 1;
-/// Where the count of rate changes stands in the shape.
-const CHANGES: u32 = 56;
 /// The default burst is what comes in this part of a second.
 const BURSTS_PER_SECOND: u64 = 10;
 
@@ -266,13 +264,13 @@ impl TokenBucket {
         let mut faults = Faults::of("bucket");
         let new = check(&mut faults, rate, old.burst);
         faults.into_result()?;
-        let change = ((self.0.shape.load(Relaxed) >> CHANGES) + 1) & 0xff;
         let before = self.0.word.fetch_or(BUSY, AcqRel);
         self.0.multiplier.store(new.multiplier, Relaxed);
-        self.0.shape.store(shape(new) | change << CHANGES, Relaxed);
-        // A different unit, each below a nanosecond, for each of the last 256 changes: a rate that changes there and back
-        // does not come back to a word on which somebody still computes with the other pace.
-        let state = old.convert(before & STATE, now, new) + change;
+        self.0.shape.store(shape(new), Relaxed);
+        // One unit, less than a nanosecond, in the callers' favour each time: a rate that changes there and back ends below
+        // the word from before, by which somebody might swap in a state of the other pace.
+        let state = old.convert(before & STATE, now, new).saturating_sub(1);
+        let state = if state == before & STATE { state.saturating_sub(1) } else { state };
         self.0.word.store(before & WAITERS | state, Release);
         self.wake_head(queue);
         Ok(())
@@ -281,7 +279,7 @@ impl TokenBucket {
     #[inline]
     fn pace(&self) -> Pace {
         let shape = self.0.shape.load(Relaxed);
-        Pace { multiplier: self.0.multiplier.load(Relaxed), bits: (shape >> 32) as u32 & 0xff, burst: shape as u32 }
+        Pace { multiplier: self.0.multiplier.load(Relaxed), bits: (shape >> 32) as u32, burst: shape as u32 }
     }
 
     /// Changes the word, or leaves it.
@@ -297,11 +295,11 @@ impl TokenBucket {
     }
 
     /// Takes tokens under the queue's lock, where flags don't matter: the state after, or when they will be there.
-    fn take_locked(&self, now: Moment, tokens: u32) -> Take {
+    fn take_locked(&self, take: impl Fn(Pace, u64) -> Take) -> Take {
         let pace = self.pace();
         let mut seen = self.0.word.load(Acquire);
         loop {
-            let next = match pace.take(seen & STATE, now, 0, tokens) {
+            let next = match take(pace, seen & STATE) {
                 Take::Now(next) => next,
                 later @ Take::At(_) => return later,
             };
@@ -313,9 +311,7 @@ impl TokenBucket {
     }
 
     #[inline]
-    pub(crate) fn enter_at_once(&self, call: &Call) -> Option<Pass> {
-        let cost = call.cost();
-        let now = call.now();
+    pub(crate) fn enter_at_once(&self, cost: u32, now: Moment) -> Option<Pass> {
         let mut seen = self.0.word.load(Acquire);
         // With a flag set the word is above every state.
         while seen <= STATE {
@@ -334,7 +330,7 @@ impl TokenBucket {
 
     #[inline]
     pub(crate) fn hear(&self, pass: &Pass, outcome: &Outcome) {
-        if *outcome == Outcome::NotStarted {
+        if matches!(outcome, Outcome::NotStarted) {
             self.put_back(pass);
         }
     }
@@ -369,7 +365,7 @@ impl TokenBucket {
             return Entry::Refused(Refusal::by(self.0.name.clone(), Reason::CostAboveLimit { cost, limit }));
         }
         let due = if queue.is_empty() {
-            match self.take_locked(now, cost) {
+            match self.take_locked(|pace, state| pace.take(state, now, 0, cost)) {
                 Take::Now(next) => return Entry::Pass(Pass::new(next, cost.into())),
                 Take::At(due) => due,
             }
@@ -377,7 +373,7 @@ impl TokenBucket {
             let ahead = queue.weight().saturating_mul(1 << pace.bits);
             match pace.take(self.0.word.load(Acquire) & STATE, now, ahead, cost) {
                 Take::At(due) => due,
-                // The head could have its tokens and has not come for them yet.
+                // The head could have its tokens and has not come for them yet: nobody knows when it will.
                 Take::Now(_) => now,
             }
         };
@@ -393,7 +389,8 @@ impl TokenBucket {
         };
         if let Some(reason) = reason {
             drop(queue);
-            return Entry::Refused(Refusal::by(self.0.name.clone(), reason).after(due.since(now)));
+            let refusal = Refusal::by(self.0.name.clone(), reason);
+            return Entry::Refused(if due > now { refusal.after(due.since(now)) } else { refusal });
         }
         self.0.word.fetch_or(WAITERS, AcqRel);
         let head = queue.is_empty();
@@ -419,7 +416,7 @@ impl TokenBucket {
 impl Gate for TokenBucket {
     #[inline]
     fn enter(&self, call: &Call) -> Entry {
-        match self.enter_at_once(call) {
+        match self.enter_at_once(call.cost(), call.now()) {
             Some(pass) => Entry::Pass(pass),
             None => self.enter_queue(call),
         }
@@ -437,7 +434,7 @@ impl Gate for TokenBucket {
         let now = call.now();
         let mut queue = self.0.queue.lock();
         let due = if queue.status(key) == (Status::Waiting { head: true }) {
-            match self.take_locked(now, call.cost()) {
+            match self.take_locked(|pace, state| pace.take_as_told(state, now, call.cost())) {
                 Take::Now(next) => {
                     self.end_wait(queue, key);
                     return Entry::Pass(Pass::new(next, call.cost().into()));
@@ -464,7 +461,7 @@ impl Gate for TokenBucket {
     }
 
     fn needs(&self) -> Needs {
-        Needs::Nothing
+        Needs::Now
     }
 
     fn name(&self) -> &str {

@@ -25,7 +25,7 @@ const LONGEST_SPAN: u64 = 1 << 58;
 const SHIFT: u32 = 62;
 /// How many units late still counts as in time. A token has at least two, so the bound holds: in a time `t` fewer than
 /// `burst + rate × t + 1` go out, for one unit of grace and less than one of rounding.
-const GRAIN: u64 = 1;
+pub(super) const GRAIN: u64 = 1;
 
 /// So many per so long, as an exact fraction.
 ///
@@ -62,6 +62,13 @@ impl Rate {
     pub const fn per_minute(count: u64) -> Self {
         Self::new(count, Duration::from_secs(60))
     }
+}
+
+/// From where the next token counts: an idle bucket's state lies in the past and counts as now, but who comes a little
+/// late at a promised moment is not charged for it.
+#[inline]
+const fn from(state: u64, time: u64, grace: u64) -> u64 {
+    if state + grace >= time { state } else { time }
 }
 
 /// A rate and a burst, made ready for the arithmetic.
@@ -131,15 +138,25 @@ impl Pace {
     #[inline]
     pub(super) fn take_now(self, state: u64, now: Moment, tokens: u32) -> Option<u64> {
         let time = self.virtual_time(now);
-        let next = state.max(time.saturating_sub(GRAIN)) + self.cost(tokens);
+        let next = from(state, time, GRAIN) + self.cost(tokens);
         (next <= time + self.span()).then_some(next)
     }
 
     /// Asks for tokens, no more than the burst, behind others that are spoken for but not taken yet.
     #[inline]
     pub(super) fn take(self, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
+        self.take_within(GRAIN, state, now, ahead, tokens)
+    }
+
+    /// The same for the head of a queue, which was told its moment and comes as late as its timer is: it is booked as of
+    /// that moment if the next token is not due yet, so that the grain of timers does not add up.
+    pub(super) fn take_as_told(self, state: u64, now: Moment, tokens: u32) -> Take {
+        self.take_within(self.cost(1) - 1, state, now, 0, tokens)
+    }
+
+    fn take_within(self, grace: u64, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
         let time = self.virtual_time(now);
-        let next = state.max(time.saturating_sub(GRAIN)).saturating_add(ahead).saturating_add(self.cost(tokens));
+        let next = from(state, time, grace).saturating_add(ahead).saturating_add(self.cost(tokens));
         if next <= time + self.span() { Take::Now(next) } else { Take::At(self.moment(next - self.span())) }
     }
 
@@ -151,7 +168,7 @@ impl Pace {
     /// What is there, in units.
     fn level(self, state: u64, now: Moment) -> u64 {
         let time = self.virtual_time(now);
-        (time + self.span()).saturating_sub(state.max(time.saturating_sub(GRAIN))).min(self.span())
+        (time + self.span()).saturating_sub(from(state, time, GRAIN)).min(self.span())
     }
 
     /// The state of another pace that has as many tokens at this moment, fractions included, up to its burst.

@@ -8,7 +8,7 @@
 //! | attempts, the first included | [`max_attempts`](Retry::max_attempts) | 3 | more rarely helps, and multiplies an outage |
 //! | one delay, after jitter | [`max_delay`](Retry::max_delay) | 30 s | nobody waits longer for one try |
 //! | a peer's hint | [`max_hint`](Retry::max_hint) | 60 s | a garbled header must not park a call for years |
-//! | time since the first attempt | [`max_elapsed`](Retry::max_elapsed) | none | a deadline does it better |
+//! | time since the call's first poll | [`max_elapsed`](Retry::max_elapsed) | none | a deadline does it better |
 //! | the deadline | a timeout step outside, or the caller's | none | a delay that doesn't fit is not slept |
 //! | retries of all calls together | [`budget`](Retry::budget) | none | see [`RetryBudget`] |
 //!

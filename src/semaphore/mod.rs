@@ -241,8 +241,7 @@ impl Semaphore {
     }
 
     #[inline]
-    pub(crate) fn enter_at_once(&self, call: &Call) -> Option<Pass> {
-        let cost = call.cost();
+    pub(crate) fn enter_at_once(&self, cost: u32) -> Option<Pass> {
         // Closed or waited for, the word is above every reading without flags.
         let took = self.update(|word| if word.0 < WAITERS { word.take(cost) } else { None });
         took.ok().map(|_| Pass::new(cost.into(), 0))
@@ -343,7 +342,7 @@ impl Semaphore {
 impl Gate for Semaphore {
     #[inline]
     fn enter(&self, call: &Call) -> Entry {
-        match self.enter_at_once(call) {
+        match self.enter_at_once(call.cost()) {
             Some(pass) => Entry::Pass(pass),
             None => self.enter_queue(call),
         }

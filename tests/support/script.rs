@@ -35,6 +35,7 @@ enum Where {
     Poll,
     Judge,
     Drop,
+    AnswerDrop,
 }
 
 /// Ready at once with a value.
@@ -74,6 +75,11 @@ impl Act {
         Self { sleep: Some(sleep), ..self }
     }
 
+    /// The same with a value or error that panics when it is dropped.
+    pub const fn panicking_answer(self) -> Self {
+        self.panicking(Where::AnswerDrop)
+    }
+
     /// An error with any verdict.
     pub const fn fault(verdict: Verdict) -> Self {
         Self::ending(End::Fault(verdict))
@@ -98,20 +104,23 @@ pub struct Answer {
     /// Of which attempt, counted from 1.
     pub attempt: u32,
     verdict: Verdict,
-    panics: bool,
+    panics: Option<Where>,
     journal: Journal,
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
         self.journal.note(Event::AnswerGone(self.attempt));
+        if self.panics == Some(Where::AnswerDrop) && !std::thread::panicking() {
+            boom();
+        }
     }
 }
 
 /// The judge of scripted operations.
 pub fn judge(result: &Result<Answer, Answer>) -> Verdict {
     let (Ok(answer) | Err(answer)) = result;
-    if answer.panics {
+    if answer.panics == Some(Where::Judge) {
         boom();
     }
     answer.verdict
@@ -194,7 +203,7 @@ impl Future for Operation {
         if self.act.panics == Some(Where::Poll) {
             boom();
         }
-        let panics = self.act.panics == Some(Where::Judge);
+        let panics = self.act.panics;
         let answer = |verdict| Answer { attempt: self.attempt, verdict, panics, journal: self.journal.clone() };
         match self.act.end {
             End::Value(verdict) => Poll::Ready(Ok(answer(verdict))),

@@ -1,0 +1,153 @@
+//! The same work by this crate and by its peers: one thread, nothing goes wrong, interleaved medians.
+//!
+//! Each table has the peers' times and what multiple of them this crate takes. The peers' settings are those of the
+//! stack in `support`, as far as they go; where a peer does less, its row says so.
+
+mod stacks;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::hint::black_box;
+
+use backon::Retryable;
+use failsafe::futures::CircuitBreaker;
+use governor::RateLimiter;
+use governor::clock::MonotonicClock;
+use stacks::{backoff, by_hand, quota, with_tower};
+use support::World;
+use support::laps::{self, Lap, repeat};
+use support::rounds::Effort;
+use support::{pending, ready, succeed};
+use tower::{Service, ServiceExt};
+
+fn main() {
+    let world = World::new();
+    let _entered = world.enter();
+    let effort = Effort::from_args();
+    gates(effort);
+    steps(effort);
+    whole_stacks(effort);
+}
+
+fn gates(effort: Effort) {
+    compare(
+        effort,
+        "bucket, taking one token",
+        [
+            ("resile", {
+                let bucket = support::bucket();
+                repeat(move || assert!(black_box(&bucket).try_take(1).is_ok()))
+            }),
+            ("governor, its default clock (TSC)", {
+                let limiter = RateLimiter::direct(quota());
+                repeat(move || assert!(black_box(&limiter).check().is_ok()))
+            }),
+            ("governor, the standard clock", {
+                let limiter = RateLimiter::direct_with_clock(quota(), MonotonicClock);
+                repeat(move || assert!(black_box(&limiter).check().is_ok()))
+            }),
+        ],
+    );
+    compare(
+        effort,
+        "semaphore around a ready operation",
+        [
+            ("resile", laps::ready(support::only_gate(support::semaphore()))),
+            ("tokio", {
+                let semaphore = tokio::sync::Semaphore::new(64);
+                repeat(move || {
+                    succeed!(async {
+                        let _permit = semaphore.acquire().await.map_err(std::io::Error::other)?;
+                        ready().await
+                    });
+                })
+            }),
+            ("tower", {
+                let mut service = tower::ServiceBuilder::new().concurrency_limit(64).service_fn(|()| ready());
+                repeat(move || succeed!(async { service.ready().await?.call(()).await }))
+            }),
+        ],
+    );
+    compare(
+        effort,
+        "breaker around a ready operation",
+        [
+            ("resile, rate over 30 s", laps::ready(support::only_gate(support::breaker()))),
+            ("failsafe, consecutive failures", {
+                let breaker = stacks::breaker();
+                repeat(move || succeed!(breaker.call(ready())))
+            }),
+            ("failsafe, its default rate over 30 s", {
+                let breaker = failsafe::Config::new().build();
+                repeat(move || succeed!(breaker.call(ready())))
+            }),
+        ],
+    );
+}
+
+fn steps(effort: Effort) {
+    compare(
+        effort,
+        "retry around a ready operation",
+        [
+            ("resile", laps::ready(support::only_retry())),
+            ("backon", {
+                let backoff = backoff();
+                repeat(move || succeed!(ready.retry(black_box(backoff)).sleep(tokio::time::sleep)))
+            }),
+        ],
+    );
+    compare(
+        effort,
+        "timeout of a ready operation",
+        [("resile", laps::ready(support::only_timeout())), ("tokio", laps::start("ready/tokio timeout"))],
+    );
+    compare(
+        effort,
+        "timeout of an operation that is pending once",
+        [("resile", laps::pending(support::only_timeout())), ("tokio", laps::start("pending/tokio timeout"))],
+    );
+}
+
+fn whole_stacks(effort: Effort) {
+    compare(
+        effort,
+        "stack, ready",
+        [
+            ("resile", laps::ready(support::stack())),
+            ("tokio, backon, failsafe, governor by hand", {
+                let stack = by_hand();
+                repeat(move || succeed!(stack.run(ready)))
+            }),
+            ("tower, without breaker and bucket", {
+                let mut service = with_tower(ready);
+                repeat(move || succeed!(async { service.ready().await?.call(()).await }))
+            }),
+        ],
+    );
+    compare(
+        effort,
+        "stack, pending once",
+        [
+            ("resile", laps::pending(support::stack())),
+            ("tokio, backon, failsafe, governor by hand", {
+                let stack = by_hand();
+                repeat(move || succeed!(stack.run(pending)))
+            }),
+            ("tower, without breaker and bucket", {
+                let mut service = with_tower(pending);
+                repeat(move || succeed!(async { service.ready().await?.call(()).await }))
+            }),
+        ],
+    );
+}
+
+/// Measures rows side by side, the first of which is ours.
+fn compare<const N: usize>(effort: Effort, title: &str, rows: [(&str, Lap); N]) {
+    println!("\n{title}");
+    let names = rows.each_ref().map(|(name, _)| *name);
+    let times = effort.medians(rows.map(|(_, lap)| lap));
+    for (name, time) in names.into_iter().zip(times) {
+        println!("  {name:<44}{time:>9.1} ns{:>8.2} ×", times[0] / time);
+    }
+}
