@@ -112,7 +112,7 @@ where
                             return Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, stop)));
                         }
                         // A value that was judged bad is dropped before the next attempt, an error is kept.
-                        Out::Again => *this.last = result.err(),
+                        Out::Again => result.err().into_iter().for_each(|error| *this.last = Some(error)),
                     }
                     continue;
                 }

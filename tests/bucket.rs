@@ -891,7 +891,8 @@ proptest! {
                             prop_assert!(bucket.try_take(cost).is_ok());
                             granted.push((start.elapsed().as_nanos(), cost));
                         }
-                        Err(refusal) => prop_assert_eq!(refusal.retry_after().is_none(), cost > burst),
+                        // Behind a head that is due and has not come, nobody knows when.
+                        Err(refusal) => prop_assert!(refusal.retry_after().is_none() || cost <= burst),
                     },
                     Op::Come(cost) => {
                         let mut waiter = Waiter { acquire: Box::pin(bucket.acquire_many(cost)), woken: Arc::default() };
