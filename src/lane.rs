@@ -191,7 +191,8 @@ impl Lane {
     }
 
     /// Brings the call to the operation: through the steps, their queues, and the pause before a retry.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
     pub(crate) fn poll_in(
         &mut self,
         steps: &[Step],
@@ -211,7 +212,8 @@ impl Lane {
         self.poll_steps(steps, timer, cx)
     }
 
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
     fn start(&mut self, steps: &[Step], needs: Needs) {
         if steps.len() > INLINE_STEPS {
             self.rare.get_or_insert_default().frames = vec![[0; 2]; steps.len()];
@@ -226,7 +228,8 @@ impl Lane {
 
     /// Enters the steps from `depth` on that let the call in at once; whether those were all. This much is compiled into
     /// one loop: it is the way in of almost all calls.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
     fn walk_in_at_once(&mut self, steps: &[Step]) -> bool {
         self.depth as usize == steps.len() || self.walk_on(steps)
     }
@@ -236,7 +239,7 @@ impl Lane {
         let cost = call.cost();
         let from = *depth as usize;
         let frames = &mut frames(&mut self.frames, &mut self.rare)[from..];
-        for (step, frame) in steps[from..].iter().zip(frames) {
+        for (frame, step) in frames.iter_mut().zip(&steps[from..]) {
             let pass = match &step.0 {
                 Kind::Timeout(limit) => Some(Pass::new(call.narrow(*limit), 0)),
                 Kind::Retry(retry) => Some(retry.enter()),
@@ -274,7 +277,8 @@ impl Lane {
     }
 
     /// All steps are passed: the operation's own clock starts.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
     fn arrive(&mut self, steps: &[Step]) {
         self.phase = Phase::Running;
         self.operating = true;
@@ -426,19 +430,24 @@ impl Lane {
 
     /// Leaves the steps from the innermost outwards, each with the outcome, until a retry calls for another attempt or
     /// the caller is reached. Every step's end passes through here or through [`Lane::abandon`].
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
     pub(crate) fn walk_out(&mut self, steps: &[Step], end: &End) -> Out {
-        let out = if self.depth > 0 { self.leave_steps(steps, end) } else { Out::Caller(Stop::NoRetry) };
+        let out = if self.depth > 0 {
+            let outcome = self.outcome(end);
+            let settled = self.operating && end.is_final();
+            self.leave_steps(steps, end, outcome, settled)
+        } else {
+            Out::Caller(Stop::NoRetry)
+        };
         if let Out::Caller(_) = out {
             self.phase = Phase::Done;
         }
         out
     }
 
-    fn leave_steps(&mut self, steps: &[Step], end: &End) -> Out {
-        let mut outcome = self.outcome(end);
+    fn leave_steps(&mut self, steps: &[Step], end: &End, mut outcome: Outcome, settled: bool) -> Out {
         let mut stop = Stop::NoRetry;
-        let settled = self.operating && end.is_final();
         loop {
             let asked = self.leave_up_to_retry(steps, &outcome, settled, &mut stop);
             let Some((place, retry)) = asked else { return Out::Caller(stop) };
@@ -566,7 +575,8 @@ impl Lane {
     }
 
     /// Gives everything back when the call is dropped half-way.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
     pub(crate) fn abandon(&mut self, steps: &[Step]) {
         if self.phase != Phase::Done && self.phase != Phase::Start {
             self.give_back(steps);

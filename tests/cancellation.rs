@@ -214,13 +214,13 @@ impl World {
 
     /// Has somebody queue behind the call, and pass on what it is granted.
     fn tend_bystander(&mut self) {
-        let queues = self.parts.iter().filter_map(|part| match part {
+        let mut queues = self.parts.iter().filter_map(|part| match part {
             Part::Gate(Watched::Semaphore(gate)) if gate.queued() == 1 => Some(gate.acquire()),
             Part::Gate(Watched::Bucket(gate)) if gate.queued() == 1 => Some(gate.acquire()),
             _ => None,
         });
         if self.bystanders
-            && let Some(acquire) = queues.last()
+            && let Some(acquire) = queues.next_back()
         {
             let (mut acquire, flag) = (Box::pin(acquire), Flag::default());
             assert!(flag.poll(acquire.as_mut()).is_pending(), "nobody passes by who waits");
@@ -1031,8 +1031,10 @@ fn acquire(part: &Part) -> Acquire {
     }
 }
 
+type Finish = fn(Guard);
+
 /// How a guard is ended, what its gate hears, and whether that is a verdict and uses a token up.
-const ENDS: [(fn(Guard), Heard, u32); 6] = [
+const ENDS: [(Finish, Heard, u32); 6] = [
     (Guard::success, Heard::Judged(Verdict::Success), 1),
     (Guard::failure, Heard::Judged(Verdict::Transient(None)), 1),
     (Guard::ignore, Heard::Judged(Verdict::Ignored), 0),

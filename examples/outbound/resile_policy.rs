@@ -9,7 +9,8 @@
 //!
 //! What the breaker refuses is refused for good: in an outage a caller knows within a millisecond that it had better use
 //! what it has instead. In return the breaker must notice quickly that the server is back, so it stays open for a small
-//! part of a caller's deadline only.
+//! part of a caller's deadline only. The price is paid by the calls that were due in the last second of an outage: one
+//! that hangs on until the server is back succeeds, one that was refused does not.
 
 use std::time::Duration;
 

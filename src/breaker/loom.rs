@@ -38,10 +38,14 @@ fn touchy() -> Watched {
 /// Opened just so long ago that whoever comes next is a probe.
 fn due() -> Watched {
     let watched = touchy();
-    let pass = enter(&watched.0).unwrap();
-    let past = Moment::from_nanos(Moment::now().nanos() - nanos(OPEN_FOR));
-    watched.0.leave(pass, Outcome::Judged(FAILURE, Times { started: past, ended: past }));
+    fail_long_ago(&watched.0);
     watched
+}
+
+fn fail_long_ago(breaker: &CircuitBreaker) {
+    let pass = enter(breaker).unwrap();
+    let ended = Moment::from_nanos(Moment::now().nanos() - nanos(OPEN_FOR));
+    breaker.leave(pass, Outcome::Judged(FAILURE, Times { started: ended, ended }));
 }
 
 impl Watched {
@@ -158,9 +162,7 @@ fn a_late_success_from_before_the_trip_moves_nothing() {
     explore(|| {
         let watched = touchy();
         let late = enter(&watched.0).unwrap();
-        let pass = enter(&watched.0).unwrap();
-        let past = Moment::from_nanos(Moment::now().nanos() - nanos(OPEN_FOR));
-        watched.0.leave(pass, Outcome::Judged(FAILURE, Times { started: past, ended: past }));
+        fail_long_ago(&watched.0);
         let probe = enter(&watched.0).unwrap();
         let other = spawn(&watched.0, |breaker| leave(breaker, late, SUCCESS));
         leave(&watched.0, probe, FAILURE);
@@ -177,9 +179,7 @@ fn a_late_probe_of_an_earlier_half_open_takes_no_place_and_has_no_vote() {
         let watched = due();
         let late = enter(&watched.0).unwrap();
         watched.0.reset();
-        let pass = enter(&watched.0).unwrap();
-        let past = Moment::from_nanos(Moment::now().nanos() - nanos(OPEN_FOR));
-        watched.0.leave(pass, Outcome::Judged(FAILURE, Times { started: past, ended: past }));
+        fail_long_ago(&watched.0);
         let probe = enter(&watched.0).unwrap();
         let other = spawn(&watched.0, |breaker| leave(breaker, late, FAILURE));
         assert_eq!(enter(&watched.0), Err(Reason::Probing));

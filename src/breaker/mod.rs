@@ -92,6 +92,7 @@ use crate::internal::rng::entropy;
 use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
 use crate::internal::time::{Moment, nanos};
 use crate::internal::window::Window;
+use crate::verdict::Verdict;
 use state::{Admission, Machine, No, Settings, UNCOUNTED};
 use tally::{Counts, Ring, Sample, Tally};
 
@@ -607,7 +608,7 @@ impl CircuitBreaker {
     }
 
     /// What an outcome says about the peer, if anything.
-    #[inline]
+    #[cold]
     fn sample(&self, outcome: &Outcome) -> Option<(Sample, Moment)> {
         let rules = &self.0.rules;
         match *outcome {
@@ -659,13 +660,21 @@ impl CircuitBreaker {
         if self.0.word.load(Acquire) != generation << CODE_BITS | CLOSED {
             return;
         }
-        let Some((sample, now)) = self.sample(outcome) else { return };
-        if !sample.good || sample.slow {
-            return self.judge(generation, sample, now);
-        }
-        self.0.tally.add_good(now);
-        if self.0.streak.load(Relaxed) > 0 {
-            self.0.streak.store(0, Relaxed);
+        match outcome {
+            // What almost all calls end in, apart from the rest.
+            Outcome::Judged(Verdict::Success | Verdict::Permanent, times)
+                if times.ended.nanos_since(times.started) < self.0.rules.slow_after =>
+            {
+                self.0.tally.add_good(times.ended);
+                if self.0.streak.load(Relaxed) > 0 {
+                    self.0.streak.store(0, Relaxed);
+                }
+            }
+            outcome => {
+                if let Some((sample, now)) = self.sample(outcome) {
+                    self.judge(generation, sample, now);
+                }
+            }
         }
     }
 

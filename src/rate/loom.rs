@@ -162,7 +162,10 @@ fn a_head_that_goes_away_wakes_the_next() {
                     kept = Some(ticket);
                     Poll::Pending
                 }
-                Entry::Wait(ticket, Some(_)) => Poll::Ready(bucket.abandon(ticket)),
+                Entry::Wait(ticket, Some(_)) => {
+                    bucket.abandon(ticket);
+                    Poll::Ready(())
+                }
                 other => panic!("{other:?}"),
             }));
         });

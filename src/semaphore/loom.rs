@@ -121,7 +121,9 @@ fn the_one_place_in_a_queue_goes_to_one_of_two() {
         });
         let tickets: Vec<Ticket> = callers.into_iter().filter_map(|caller| caller.join().unwrap()).collect();
         assert_eq!(tickets.len(), 1);
-        tickets.into_iter().for_each(|ticket| semaphore.abandon(ticket));
+        for ticket in tickets {
+            semaphore.abandon(ticket);
+        }
         drop(held);
         assert_idle(&semaphore);
     });

@@ -118,8 +118,7 @@ impl Gate for Spy {
         let mut book = self.book();
         book.asked += 1;
         let until = match &mut book.manner {
-            Manner::LetsIn => None,
-            Manner::Refuses(_, 0) => None,
+            Manner::LetsIn | Manner::Refuses(_, 0) => None,
             Manner::Refuses(refusal, times) => {
                 *times -= 1;
                 return Entry::Refused(refusal.clone());
