@@ -780,6 +780,23 @@ async fn a_failure_from_before_it_opened_does_not_count_once_it_has_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_success_from_before_it_opened_is_not_counted_once_it_has_closed() {
+    let breaker = built(by_rate().consecutive_failures(2).probes(1));
+    let old: Vec<_> = (0..50).map(|_| breaker.try_acquire().unwrap()).collect();
+    fail(&breaker);
+    fail(&breaker);
+    advance(secs(5)).await;
+    succeed(&breaker);
+    fail(&breaker);
+    for guard in old {
+        guard.success();
+    }
+    assert_eq!((breaker.counts().calls, breaker.counts().failures), (1, 1));
+    fail(&breaker);
+    assert_eq!(breaker.state(), State::Open, "nor does it break a row");
+}
+
+#[tokio::test(start_paused = true)]
 async fn probes_of_an_earlier_half_open_state_do_not_count_in_a_later_one() {
     let breaker = half_open(in_a_row(1).probes(2).probe_failure_rate(0.5)).await;
     let (old, other) = (breaker.try_acquire().unwrap(), breaker.try_acquire().unwrap());

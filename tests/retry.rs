@@ -170,6 +170,25 @@ async fn decorrelated_jitter_lies_between_the_first_delay_and_three_times_the_on
     }
 }
 
+/// A hint is the peer's wish for one pause, and says nothing of the next.
+#[tokio::test(start_paused = true)]
+async fn a_hint_does_not_stretch_the_decorrelated_delays_after_it() {
+    for seed in 0..20 {
+        let policy = retrying(Retry::exponential(secs(1)).jitter(Jitter::Decorrelated).seed(seed).max_attempts(3));
+        let made = RefCell::new(Vec::new());
+        let _ = policy
+            .classify(|result: &Result<(), u32>| Verdict::Transient((*result == Err(1)).then_some(secs(50))))
+            .run_with(|call| {
+                made.borrow_mut().push(Instant::now());
+                ready(Err(call.attempt()))
+            })
+            .await;
+        let made = made.into_inner();
+        assert_eq!(made[1] - made[0], secs(50));
+        assert!(made[2] - made[1] <= secs(9) + ms(1), "three times three times the first: {:?}", made[2] - made[1]);
+    }
+}
+
 /// The bounds are the same "whatever the strategy": without a first delay to start from, every pause would be nothing.
 #[tokio::test(start_paused = true)]
 async fn decorrelated_jitter_starts_from_the_first_delay_of_a_backoff_of_ones_own() {
