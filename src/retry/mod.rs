@@ -26,7 +26,7 @@
 //! strategies, allocates nothing.
 
 mod backoff;
-mod budget;
+pub mod budget;
 
 #[cfg(all(test, resile_loom))]
 mod loom;
