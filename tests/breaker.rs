@@ -672,6 +672,18 @@ async fn a_probe_that_hangs_loses_its_place_after_its_lease() {
     assert_eq!(breaker.state(), State::Closed);
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_advice_while_probing_is_the_first_lease_that_ends_or_the_end_of_half_open() {
+    let breaker = half_open(in_a_row(1).probes(2).probe_lease(secs(10)).half_open_for(secs(13))).await;
+    let _first = breaker.try_acquire().unwrap();
+    advance(secs(4)).await;
+    let _second = breaker.try_acquire().unwrap();
+    assert_eq!((refusal(&breaker).reason(), refusal(&breaker).retry_after()), (Reason::Probing, Some(secs(6))));
+    advance(secs(6)).await;
+    let _third = breaker.try_acquire().unwrap();
+    assert_eq!(refusal(&breaker).retry_after(), Some(secs(3)), "before the second lease ends, half-open does");
+}
+
 /// A rival's hung probe shed every call with a retry-after of zero, for ever.
 #[tokio::test(start_paused = true)]
 async fn probes_that_hang_for_ever_neither_wedge_it_nor_advise_zero() {

@@ -254,7 +254,7 @@ impl TokenBucket {
     /// let bucket = TokenBucket::per_second(1).burst(1).build()?;
     /// bucket.try_take(1)?;
     /// bucket.set_rate(Rate::per_second(1000))?;
-    /// assert_eq!(bucket.try_take(1).unwrap_err().retry_after(), Some(std::time::Duration::from_millis(1)));
+    /// assert!(bucket.try_take(1).unwrap_err().retry_after() <= Some(std::time::Duration::from_millis(1)));
     /// # Ok(()) }
     /// ```
     pub fn set_rate(&self, rate: Rate) -> Result<(), ConfigError> {
