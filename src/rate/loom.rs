@@ -109,7 +109,8 @@ fn a_rate_that_changes_there_and_back_keeps_what_a_taker_leaves() {
 #[test]
 fn a_token_comes_back_only_if_nobody_has_taken_since() {
     explore(|| {
-        let bucket = bucket(2, 2);
+        // One token is spent anyway, so that one too many would be seen.
+        let bucket = bucket(3, 2);
         let unused = pass(&bucket).unwrap();
         let [taken, _] = unused.words();
         let other = spawn(&bucket, |bucket| pass(bucket).unwrap().words()[0]);
@@ -117,20 +118,6 @@ fn a_token_comes_back_only_if_nobody_has_taken_since() {
         // Who finds the token back takes the same one; who comes first moves on to the next.
         let refunded = other.join().unwrap() == taken;
         assert_eq!(bucket.peek(), u32::from(refunded));
-    });
-}
-
-#[test]
-fn two_tokens_that_come_back_at_once_are_no_more_than_two() {
-    explore(|| {
-        let bucket = bucket(2, 2);
-        let (first, second) = (pass(&bucket).unwrap(), pass(&bucket).unwrap());
-        let other = spawn(&bucket, |bucket| bucket.leave(first, Outcome::NotStarted));
-        bucket.leave(second, Outcome::NotStarted);
-        other.join().unwrap();
-        let left = bucket.peek();
-        assert!(left == 1 || left == 2, "{left}: the later one always comes back");
-        assert_eq!((0..3).filter(|_| take(&bucket).is_ok()).count() as u32, left);
     });
 }
 
