@@ -14,7 +14,7 @@ const UNKNOWN: u64 = u64::MAX;
 /// error back, also when the call ended by a timeout or an empty budget. It puts no bound on `E`; where `E` is an
 /// error, so is this, and its source is the operation's.
 ///
-/// Size: that of an `Option<E>` and 88 bytes; it is made without allocating.
+/// Size: that of an `Option<E>` and 80 bytes, rounded up to a word; it is made without allocating.
 ///
 /// ```
 /// use std::time::Duration;

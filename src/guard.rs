@@ -170,9 +170,10 @@ impl fmt::Debug for Acquire {
     }
 }
 
-/// The methods that take a gate alone, written once for all of them.
+/// The methods that take a gate alone, written once for all of them; the last two only for gates that count what a call
+/// costs.
 macro_rules! guarded {
-    ($gate:ident, $one:literal, $many:literal) => {
+    ($gate:ident, $one:literal) => {
         impl $gate {
             #[doc = concat!("Waits for a ", $one, ".")]
             ///
@@ -187,15 +188,6 @@ macro_rules! guarded {
                 crate::guard::Guard::enter(self.clone(), 1)
             }
 
-            #[doc = concat!("Waits for so many ", $many, ", all at once.")]
-            ///
-            /// # Errors
-            ///
-            /// As [`acquire`](Self::acquire); and for more than can ever be had at once, a refusal that says so.
-            pub fn acquire_many(&self, cost: u32) -> crate::guard::Acquire {
-                crate::guard::Guard::enter(self.clone(), cost)
-            }
-
             #[doc = concat!("Takes a ", $one, " if one is free and nobody waits.")]
             ///
             /// # Errors
@@ -203,6 +195,20 @@ macro_rules! guarded {
             /// A [`Refusal`](crate::Refusal) that says why and when to come back.
             pub fn try_acquire(&self) -> Result<crate::guard::Guard, crate::error::Refusal> {
                 crate::guard::Guard::try_enter(self.clone(), 1)
+            }
+        }
+    };
+    ($gate:ident, $one:literal, $many:literal) => {
+        crate::guard::guarded!($gate, $one);
+
+        impl $gate {
+            #[doc = concat!("Waits for so many ", $many, ", all at once.")]
+            ///
+            /// # Errors
+            ///
+            /// As [`acquire`](Self::acquire); and for more than can ever be had at once, a refusal that says so.
+            pub fn acquire_many(&self, cost: u32) -> crate::guard::Acquire {
+                crate::guard::Guard::enter(self.clone(), cost)
             }
 
             #[doc = concat!("Takes so many ", $many, ", all or none, if they are free and nobody waits.")]

@@ -16,7 +16,7 @@ use crate::run::{Once, Plain, Run, WithCall};
 use crate::step::Step;
 use crate::verdict::ByResult;
 
-/// How many steps a policy may have. The place of a step is kept in a byte.
+/// How many steps a policy may have: far more than anybody can follow, and a kilobyte of frames per call.
 const MOST_STEPS: usize = 64;
 
 /// An ordered list of steps around calls: plain data, cheap to clone, the same type whatever is in it.

@@ -21,7 +21,8 @@ use crate::verdict::{Classify, Verdict};
 /// A call under a policy: a future, made by [`Policy::run`](crate::Policy::run) and its like.
 ///
 /// It does nothing until it is polled. It holds at most one timer, made when something is first pending, and allocates
-/// nothing unless the policy has more than eight steps or a retry with a backoff of your own.
+/// nothing unless the policy has more than eight steps or a retry with a backoff of your own, or the call was given keys
+/// or a token.
 ///
 /// `P` holds the policy (a reference, or the policy itself), `O` makes the operation, `F` is the operation's future and
 /// `C` judges its results. It is `Send` exactly when those and the operation's error are.

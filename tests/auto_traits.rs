@@ -369,6 +369,7 @@ fn what_travels_is_small() {
     let most = [
         ("Error<()>", size_of::<Error<()>>(), 88),
         ("Error<Box<()>>", size_of::<Error<Box<()>>>(), 88),
+        ("Error<[u64; 4]>", size_of::<Error<[u64; 4]>>(), size_of::<Option<[u64; 4]>>() + 80),
         ("Refusal", size_of::<Refusal>(), 56),
         ("Entry", size_of::<Entry>(), 56),
         ("Outcome", size_of::<Outcome>(), 48),

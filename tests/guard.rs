@@ -183,8 +183,8 @@ async fn a_guard_of_each_built_in_gate_gives_back_what_it_took() {
 
     let breaker = CircuitBreaker::builder().build().unwrap();
     breaker.acquire().await.unwrap().success();
-    breaker.acquire_many(100).await.unwrap().failure();
-    assert_eq!((breaker.counts().calls, breaker.counts().failures), (2, 1), "a breaker counts calls, not costs");
+    breaker.acquire().await.unwrap().failure();
+    assert_eq!((breaker.counts().calls, breaker.counts().failures), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]

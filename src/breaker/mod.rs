@@ -67,7 +67,7 @@
 //! # Cost
 //!
 //! Closed, a call costs one load to enter, and to leave one load and one compare-and-swap on a word that its thread
-//! rarely shares. No lock is taken until something fails. Memory: 512 bytes per thread stripe (as many as cores, at most
+//! rarely shares. No lock is taken until something fails. Memory: 384 bytes per thread stripe (as many as cores, at most
 //! 16) for a time window, one byte per call for a count.
 
 mod state;
@@ -456,7 +456,7 @@ impl IntoGate for BreakerBuilder {
     }
 }
 
-guarded!(CircuitBreaker, "passage", "units, which a breaker does not count");
+guarded!(CircuitBreaker, "passage");
 
 impl CircuitBreaker {
     /// Begins a breaker. As it is it opens at half of at least 20 calls failing within 30 s.
