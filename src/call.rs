@@ -135,14 +135,9 @@ impl Call {
         self.now.set(Moment::NEVER);
     }
 
-    #[inline(never)]
-    fn read_clock(&self) -> Moment {
-        self.refresh()
-    }
-
     /// Reads the clock whether or not this poll already has.
-    #[inline]
-    pub(crate) fn refresh(&self) -> Moment {
+    #[inline(never)]
+    pub(crate) fn read_clock(&self) -> Moment {
         let now = Moment::now();
         self.now.set(now);
         now
@@ -164,17 +159,16 @@ impl Call {
         }
     }
 
-    /// Narrows the deadline to that of a step, and returns what it was before.
+    /// Narrows the deadline to that of a step, or widens it to what it was before.
     #[inline]
-    pub(crate) fn narrow(&mut self, limit: u64) -> u64 {
-        let before = self.deadline;
-        self.deadline = before.min(self.now().plus_nanos(limit));
-        before.nanos()
+    pub(crate) fn set_end(&mut self, deadline: Moment) {
+        self.deadline = deadline;
     }
 
+    /// Whether the caller has set nothing that could end it.
     #[inline]
-    pub(crate) fn widen(&mut self, before: u64) {
-        self.deadline = Moment::from_nanos(before);
+    pub(crate) fn is_bare(&self) -> bool {
+        self.deadline == Moment::NEVER && self.said.is_none()
     }
 
     pub(crate) fn next_attempt(&mut self) {

@@ -12,10 +12,10 @@ use smallvec::SmallVec;
 
 use crate::call::{Call, CancelSource};
 use crate::error::Error;
-use crate::gate::{Gate, Needs};
+use crate::gate::Gate;
 use crate::policy::{Steps, sealed};
 use crate::run::{Once, Run};
-use crate::step::Step;
+use crate::step::{Outline, Step};
 use crate::verdict::ByResult;
 
 /// Limits, gates and cancellation for any future of a `Result`, without a [`Policy`](crate::Policy).
@@ -70,7 +70,7 @@ pub struct OneShot<F: TryFuture> {
 #[derive(Debug)]
 pub struct FewSteps {
     steps: SmallVec<[Step; 4]>,
-    needs: Needs,
+    outline: Outline,
 }
 
 impl sealed::Sealed for FewSteps {}
@@ -80,14 +80,14 @@ impl Steps for FewSteps {
         &self.steps
     }
 
-    fn needs(&self) -> Needs {
-        self.needs
+    fn outline(&self) -> &Outline {
+        &self.outline
     }
 }
 
 impl<F: TryFuture> OneShot<F> {
     fn new(future: F) -> Self {
-        let steps = FewSteps { steps: SmallVec::new(), needs: Needs::Nothing };
+        let steps = FewSteps { steps: SmallVec::new(), outline: Outline::NONE };
         Self { run: Run::new(steps, ByResult, Call::new(), Once, Some(future)) }
     }
 
@@ -109,8 +109,8 @@ impl<F: TryFuture> OneShot<F> {
 
     fn inside(mut self, step: Step) -> Self {
         let few = self.run.policy_mut();
-        few.needs = few.needs.max(step.needs());
         few.steps.insert(0, step);
+        few.outline = Outline::of(&few.steps);
         self
     }
 }

@@ -77,7 +77,8 @@ impl Guard {
     }
 
     fn new(step: Step, pass: Pass, call: &Call) -> Self {
-        let started = if step.needs() > Needs::Nothing { call.now() } else { Moment::NEVER };
+        let needs = step.as_gate().map_or(Needs::Nothing, Gate::needs);
+        let started = if needs > Needs::Nothing { call.now() } else { Moment::NEVER };
         Self { step, pass: Some(pass), started }
     }
 
@@ -146,7 +147,8 @@ impl Future for Acquire {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         this.lane.call().forget_time();
-        let end = ready!(this.lane.poll_in(this.steps, Needs::Nothing, this.timer, cx));
+        let needs = this.steps[0].needs();
+        let end = ready!(this.lane.poll_in(this.steps, needs, this.timer, cx));
         let [step] = this.steps;
         Poll::Ready(match end {
             Ok(()) => Ok(Guard::new(step.clone(), this.lane.take_pass(), this.lane.call())),
@@ -160,7 +162,9 @@ impl Future for Acquire {
 impl PinnedDrop for Acquire {
     fn drop(self: Pin<&mut Self>) {
         let this = self.project();
-        this.lane.abandon(this.steps);
+        if this.lane.holds() {
+            this.lane.give_back(this.steps);
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! 1. `frames[..depth]` belong to the steps that the call has passed: a timeout keeps the deadline from before, a retry
 //!    its count, a gate its pass. Nothing else is held, but for the ticket of a gate whose queue the call stands in,
 //!    which lies in `frames[depth]`.
-//! 2. `depth` goes down before a pass is handed back, so no pass is handed back twice, whatever panics.
+//! 2. `depth` goes down before a pass is handed back, so no pass is handed back twice, whatever panics. It may go down by
+//!    more than one where the steps between have nothing to do.
 //! 3. A clock reading belongs to one poll. It is forgotten when the next begins, and read when somebody asks.
 
 use std::task::{Context, Poll, ready};
@@ -16,7 +17,7 @@ use crate::error::{Limit, Refusal, Stop};
 use crate::gate::{Entry, Needs, Outcome, Pass, Ticket, Times};
 use crate::internal::time::{Moment, Timer};
 use crate::retry::{Delays, Frame as RetryFrame, Plan, Situation};
-use crate::step::{self, Kind, Step};
+use crate::step::{self, Kind, Outline, Step};
 use crate::verdict::Verdict;
 
 /// How many steps find room in the future itself; a policy with more allocates once per call.
@@ -29,6 +30,7 @@ type Frame = [u64; 2];
 enum Phase {
     /// Not polled yet.
     Start,
+    Done,
     /// Walking in, at step `depth`.
     Entering,
     /// In the queue of the gate at step `depth`.
@@ -37,7 +39,6 @@ enum Phase {
     Backoff,
     /// All steps are passed.
     Running,
-    Done,
 }
 
 /// How an attempt ended.
@@ -88,26 +89,49 @@ struct Rare {
     delays: Delays,
 }
 
-impl Rare {
-    /// Dropping nothing is not worth a call.
+/// The frames of a call, wherever they lie: nowhere until it begins.
+#[derive(Debug)]
+struct Frames {
+    inline: Option<[Frame; INLINE_STEPS]>,
+    rare: Option<Box<Rare>>,
+}
+
+impl Frames {
     #[inline]
-    fn drop(rare: &mut Option<Box<Self>>) {
-        #[cold]
-        fn cold(rare: Box<Rare>) {
-            drop(rare);
+    fn begin(&mut self, steps: usize) {
+        if steps <= INLINE_STEPS {
+            self.inline = Some([[0; 2]; INLINE_STEPS]);
+        } else {
+            self.spill(steps);
         }
-        if let Some(rare) = rare.take() {
-            cold(rare);
+    }
+
+    #[cold]
+    fn spill(&mut self, steps: usize) {
+        self.rare.get_or_insert_default().frames = vec![[0; 2]; steps];
+    }
+
+    #[inline]
+    fn get(&mut self) -> &mut [Frame] {
+        match (&mut self.inline, &mut self.rare) {
+            (Some(frames), _) => frames,
+            (None, Some(rare)) => &mut rare.frames,
+            (None, None) => &mut [],
         }
     }
 }
 
-/// The frames of a call, wherever they lie.
-#[inline]
-fn frames<'a>(inline: &'a mut [Frame; INLINE_STEPS], rare: &'a mut Option<Box<Rare>>) -> &'a mut [Frame] {
-    match rare {
-        Some(rare) if !rare.frames.is_empty() => &mut rare.frames,
-        _ => inline,
+/// Inline, so that nothing is dropped without a call.
+impl Drop for Frames {
+    #[inline]
+    fn drop(&mut self) {
+        #[cold]
+        fn forget(rare: Box<Rare>) {
+            drop(rare);
+        }
+        if let Some(rare) = self.rare.take() {
+            forget(rare);
+        }
     }
 }
 
@@ -115,7 +139,7 @@ fn frames<'a>(inline: &'a mut [Frame; INLINE_STEPS], rare: &'a mut Option<Box<Ra
 #[derive(Debug)]
 pub(crate) struct Lane {
     call: Call,
-    rare: Option<Box<Rare>>,
+    frames: Frames,
     /// The first poll; `NEVER` where no step reads the clock.
     begun: Moment,
     /// When the operation was made.
@@ -124,7 +148,6 @@ pub(crate) struct Lane {
     ended: Moment,
     /// The end of a backoff.
     until: Moment,
-    frames: [Frame; INLINE_STEPS],
     /// How many times the operation was made.
     made: u32,
     depth: u32,
@@ -143,12 +166,11 @@ impl Lane {
     pub(crate) const fn new(call: Call, once: bool) -> Self {
         Self {
             call,
-            rare: None,
+            frames: Frames { inline: None, rare: None },
             begun: Moment::NEVER,
             started: Moment::NEVER,
             ended: Moment::NEVER,
             until: Moment::NEVER,
-            frames: [[0; 2]; INLINE_STEPS],
             made: 0,
             depth: 0,
             phase: Phase::Start,
@@ -177,7 +199,7 @@ impl Lane {
         (self.begun != Moment::NEVER).then(|| self.call.now().since(self.begun))
     }
 
-    /// Runs user code; a panic in it leaves the mark by which [`Lane::abandon`] knows.
+    /// Runs user code; a panic in it leaves the mark by which [`Lane::give_back`] knows.
     #[inline]
     pub(crate) fn user<R>(&mut self, code: impl FnOnce() -> R) -> R {
         self.in_user = true;
@@ -186,8 +208,21 @@ impl Lane {
         result
     }
 
+    /// A call that nothing but its operation can end, if its policy has no steps. It stays as it is until it is over:
+    /// there is nothing to give back.
+    #[inline]
+    pub(crate) fn is_bare(&self) -> bool {
+        self.phase == Phase::Start && self.call.is_bare()
+    }
+
+    #[inline]
+    pub(crate) fn end_bare(&mut self) {
+        self.made = 1;
+        self.phase = Phase::Done;
+    }
+
     fn frame(&mut self, place: usize) -> &mut Frame {
-        &mut frames(&mut self.frames, &mut self.rare)[place]
+        &mut self.frames.get()[place]
     }
 
     /// Brings the call to the operation: through the steps, their queues, and the pause before a retry.
@@ -201,9 +236,9 @@ impl Lane {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End>> {
         if self.phase == Phase::Start {
-            self.start(steps, needs);
-            if !self.call.is_cancelled() && self.walk_in_at_once(steps) {
-                self.arrive(steps);
+            let now = self.start(steps, needs);
+            if !self.call.is_cancelled() && self.walk_in_at_once(steps, now) {
+                self.arrive(steps, now);
             }
         }
         if self.phase == Phase::Running {
@@ -214,50 +249,55 @@ impl Lane {
 
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
-    fn start(&mut self, steps: &[Step], needs: Needs) {
-        if steps.len() > INLINE_STEPS {
-            self.rare.get_or_insert_default().frames = vec![[0; 2]; steps.len()];
-        }
+    fn start(&mut self, steps: &[Step], needs: Needs) -> Moment {
+        self.frames.begin(steps.len());
         self.needs = needs;
-        if needs >= Needs::Now {
-            self.begun = self.call.now();
-        }
+        self.begun = self.now();
         self.call.start();
         self.phase = Phase::Entering;
+        self.begun
+    }
+
+    /// The time, if a step asks for it.
+    #[inline]
+    fn now(&self) -> Moment {
+        if self.needs >= Needs::Now { self.call.now() } else { Moment::NEVER }
     }
 
     /// Enters the steps from `depth` on that let the call in at once; whether those were all. This much is compiled into
     /// one loop: it is the way in of almost all calls.
-    #[inline(always)]
-    #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
-    fn walk_in_at_once(&mut self, steps: &[Step]) -> bool {
-        self.depth as usize == steps.len() || self.walk_on(steps)
-    }
-
-    fn walk_on(&mut self, steps: &[Step]) -> bool {
+    fn walk_in_at_once(&mut self, steps: &[Step], now: Moment) -> bool {
         let Self { call, depth, .. } = self;
         let cost = call.cost();
-        let from = *depth as usize;
-        let frames = &mut frames(&mut self.frames, &mut self.rare)[from..];
-        for (frame, step) in frames.iter_mut().zip(&steps[from..]) {
+        let mut ends = call.ends();
+        let mut passed = *depth as usize;
+        let mut frames = self.frames.get()[passed..].iter_mut();
+        for step in &steps[passed..] {
+            let Some(frame) = frames.next() else { break };
             let pass = match &step.0 {
-                Kind::Timeout(limit) => Some(Pass::new(call.narrow(*limit), 0)),
+                Kind::Timeout(limit) => {
+                    let before = ends;
+                    ends = before.min(now.plus_nanos(*limit));
+                    Some(Pass::new(before.nanos(), 0))
+                }
                 Kind::Retry(retry) => Some(retry.enter()),
                 Kind::Semaphore(gate) => gate.enter_at_once(cost),
                 Kind::Breaker(gate) => gate.enter_at_once(),
-                Kind::Bucket(gate) => gate.enter_at_once(cost, call.now()),
+                Kind::Bucket(gate) => gate.enter_at_once(cost, now),
                 Kind::Gate(_) => None,
             };
-            let Some(pass) = pass else { return false };
+            let Some(pass) = pass else { break };
             *frame = pass.words();
-            *depth += 1;
+            passed += 1;
         }
-        true
+        call.set_end(ends);
+        *depth = passed as u32;
+        passed == steps.len()
     }
 
     /// Enters the steps from `depth` on, up to the first one that makes the call wait or refuses it.
     fn walk_in(&mut self, steps: &[Step]) -> Result<(), Refusal> {
-        while !self.walk_in_at_once(steps) {
+        while !self.walk_in_at_once(steps, self.now()) {
             let place = self.depth as usize;
             let gate = steps[place].as_gate().expect("all but gates are entered at once");
             match step::enter(gate, &self.call) {
@@ -279,13 +319,11 @@ impl Lane {
     /// All steps are passed: the operation's own clock starts.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
-    fn arrive(&mut self, steps: &[Step]) {
+    fn arrive(&mut self, steps: &[Step], now: Moment) {
         self.phase = Phase::Running;
         self.operating = true;
         self.made += 1;
-        if self.needs >= Needs::Now {
-            self.started = self.call.now();
-        }
+        self.started = now;
         if self.call.attempt() > 1 {
             self.arrive_again(steps);
         }
@@ -319,7 +357,7 @@ impl Lane {
                         return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
                     }
                     if self.phase == Phase::Entering {
-                        self.arrive(steps);
+                        self.arrive(steps, self.now());
                     }
                 }
                 Phase::Queued => {
@@ -423,22 +461,22 @@ impl Lane {
         // What is due by this poll's reading needs no timer: tokio's would make it a millisecond.
         if self.call.read().is_none_or(|now| now < at) {
             ready!(timer.poll_until(at, cx));
-            self.call.refresh();
+            self.call.read_clock();
         }
         Poll::Ready(if deadline <= until { Woken::Deadline } else { Woken::Due })
     }
 
     /// Leaves the steps from the innermost outwards, each with the outcome, until a retry calls for another attempt or
-    /// the caller is reached. Every step's end passes through here or through [`Lane::abandon`].
+    /// the caller is reached. Every step's end passes through here or through [`Lane::give_back`].
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
-    pub(crate) fn walk_out(&mut self, steps: &[Step], end: &End) -> Out {
-        let out = if self.depth > 0 {
-            let outcome = self.outcome(end);
-            let settled = self.operating && end.is_final();
-            self.leave_steps(steps, end, outcome, settled)
-        } else {
-            Out::Caller(Stop::NoRetry)
+    pub(crate) fn walk_out(&mut self, steps: &[Step], outline: &Outline, end: &End) -> Out {
+        let out = match end {
+            End::Judged(verdict) if verdict.is_healthy() && steps.len() <= Outline::MOST => {
+                self.leave_well(steps, outline.hearers, *verdict);
+                Out::Caller(if outline.retries { Stop::Final } else { Stop::NoRetry })
+            }
+            end => self.leave_steps(steps, end),
         };
         if let Out::Caller(_) = out {
             self.phase = Phase::Done;
@@ -446,7 +484,29 @@ impl Lane {
         out
     }
 
-    fn leave_steps(&mut self, steps: &[Step], end: &End, mut outcome: Outcome, settled: bool) -> Out {
+    /// After an operation that went well, as almost all do: no retry has a say, and no deadline matters any more.
+    fn leave_well(&mut self, steps: &[Step], mut hearers: u64, verdict: Verdict) {
+        let times = self.times();
+        let frames = self.frames.get();
+        while hearers != 0 {
+            let place = hearers.ilog2() as usize;
+            hearers ^= 1 << place;
+            self.depth = place as u32;
+            let [a, b] = frames[place];
+            match &steps[place].0 {
+                Kind::Timeout(_) | Kind::Bucket(_) => {}
+                Kind::Retry(retry) => retry.leave_well([a, b], &self.call),
+                Kind::Semaphore(gate) => gate.give_back(a),
+                Kind::Breaker(gate) => gate.hear_good(a, b, times),
+                Kind::Gate(gate) => gate.leave(Pass::new(a, b), Outcome::Judged(verdict, times)),
+            }
+        }
+    }
+
+    #[cold]
+    fn leave_steps(&mut self, steps: &[Step], end: &End) -> Out {
+        let mut outcome = self.outcome(end);
+        let settled = self.operating && end.is_final();
         let mut stop = Stop::NoRetry;
         loop {
             let asked = self.leave_up_to_retry(steps, &outcome, settled, &mut stop);
@@ -472,7 +532,7 @@ impl Lane {
     ) -> Option<(usize, &'a Plan)> {
         let Self { call, depth, .. } = self;
         let passed = *depth as usize;
-        let frames = frames(&mut self.frames, &mut self.rare);
+        let frames = self.frames.get();
         for (step, &mut [a, b]) in steps[..passed].iter().zip(&mut frames[..passed]).rev() {
             if let Kind::Retry(retry) = &step.0 {
                 if !settled || retry.has_budget() {
@@ -483,10 +543,10 @@ impl Lane {
             *depth -= 1;
             let pass = Pass::new(a, b);
             match &step.0 {
-                Kind::Timeout(_) => call.widen(a),
+                Kind::Timeout(_) => call.set_end(Moment::from_nanos(a)),
                 Kind::Retry(_) => {}
-                Kind::Semaphore(gate) => gate.give_back(&pass),
-                Kind::Breaker(gate) => gate.hear(&pass, outcome),
+                Kind::Semaphore(gate) => gate.give_back(a),
+                Kind::Breaker(gate) => gate.hear(a, b, outcome),
                 Kind::Bucket(gate) => gate.hear(&pass, outcome),
                 Kind::Gate(gate) => gate.leave(pass, *outcome),
             }
@@ -516,14 +576,14 @@ impl Lane {
     ) -> Result<Option<Moment>, Stop> {
         let started = !matches!(outcome, Outcome::NotStarted);
         let frame = RetryFrame::from_words(*self.frame(place));
-        let mut delays = self.rare.as_mut().map(|rare| std::mem::take(&mut rare.delays)).unwrap_or_default();
         let situation = Situation { end, started, place, call: &self.call, begun: self.begun, once: self.once };
         let settled = retry.settle(frame, &situation);
         // From here on a panic finds it settled.
-        frames(&mut self.frames, &mut self.rare)[place] = settled.to_words();
+        self.frames.get()[place] = settled.to_words();
+        let mut delays = self.frames.rare.as_mut().map(|rare| std::mem::take(&mut rare.delays)).unwrap_or_default();
         let next = retry.next(settled, &situation, &mut delays);
         if delays.is_running() {
-            self.rare.get_or_insert_default().delays = delays;
+            self.frames.rare.get_or_insert_default().delays = delays;
         }
         match next {
             Ok((next, until)) => {
@@ -569,21 +629,20 @@ impl Lane {
         let ended = match self.needs {
             Needs::Nothing => self.started,
             Needs::Now => self.call.now(),
-            Needs::Elapsed => self.call.refresh(),
+            Needs::Elapsed => self.call.read_clock(),
         };
         Times { started: self.started, ended }
     }
 
-    /// Gives everything back when the call is dropped half-way.
-    #[inline(always)]
-    #[allow(clippy::inline_always, reason = "measured: a fifth of what a call without steps costs")]
-    pub(crate) fn abandon(&mut self, steps: &[Step]) {
-        if self.phase != Phase::Done && self.phase != Phase::Start {
-            self.give_back(steps);
-        }
+    /// Whether there is anything to [give back](Lane::give_back).
+    #[inline]
+    pub(crate) fn holds(&self) -> bool {
+        !matches!(self.phase, Phase::Start | Phase::Done)
     }
 
-    fn give_back(&mut self, steps: &[Step]) {
+    /// Gives everything back when the call is dropped half-way.
+    #[cold]
+    pub(crate) fn give_back(&mut self, steps: &[Step]) {
         /// Goes on with the steps further out if one of them panics.
         struct Rest<'a>(&'a mut Lane, &'a [Step], Outcome);
 
@@ -631,13 +690,6 @@ impl Lane {
         self.phase = Phase::Done;
         let [a, b] = *self.frame(0);
         Pass::new(a, b)
-    }
-}
-
-impl Drop for Lane {
-    #[inline]
-    fn drop(&mut self) {
-        Rare::drop(&mut self.rare);
     }
 }
 

@@ -9,15 +9,15 @@ use futures::future::TryFuture;
 
 use crate::call::{Attempt, CallBuilder};
 use crate::error::{ConfigError, Faults, Name};
-use crate::gate::{IntoGate, Needs};
+use crate::gate::IntoGate;
 use crate::lint::{self, Finding};
 use crate::retry::Retry;
 use crate::run::{Once, Plain, Run, WithCall};
-use crate::step::Step;
+use crate::step::{Outline, Step};
 use crate::verdict::ByResult;
 
 /// How many steps a policy may have: far more than anybody can follow, and a kilobyte of frames per call.
-const MOST_STEPS: usize = 64;
+const MOST_STEPS: usize = Outline::MOST;
 
 /// An ordered list of steps around calls: plain data, cheap to clone, the same type whatever is in it.
 ///
@@ -55,7 +55,7 @@ pub struct Policy(Arc<Inner>);
 
 struct Inner {
     name: Name,
-    needs: Needs,
+    outline: Outline,
     steps: Box<[Step]>,
 }
 
@@ -64,7 +64,7 @@ pub trait Steps: sealed::Sealed {
     #[doc(hidden)]
     fn steps(&self) -> &[Step];
     #[doc(hidden)]
-    fn needs(&self) -> Needs;
+    fn outline(&self) -> &Outline;
 }
 
 pub(crate) mod sealed {
@@ -80,8 +80,8 @@ impl Steps for Policy {
     }
 
     #[inline]
-    fn needs(&self) -> Needs {
-        self.0.needs
+    fn outline(&self) -> &Outline {
+        &self.0.outline
     }
 }
 
@@ -92,8 +92,8 @@ impl Steps for &Policy {
     }
 
     #[inline]
-    fn needs(&self) -> Needs {
-        self.0.needs
+    fn outline(&self) -> &Outline {
+        &self.0.outline
     }
 }
 
@@ -320,8 +320,8 @@ impl PolicyBuilder {
         let count = self.steps.len();
         self.faults.check(count <= MOST_STEPS, "steps", &count, "0 to 64");
         self.faults.into_result()?;
-        let needs = self.steps.iter().map(Step::needs).max().unwrap_or(Needs::Nothing);
-        Ok(Policy(Arc::new(Inner { name: self.name, needs, steps: self.steps.into() })))
+        let outline = Outline::of(&self.steps);
+        Ok(Policy(Arc::new(Inner { name: self.name, outline, steps: self.steps.into() })))
     }
 }
 

@@ -90,11 +90,40 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.policy.steps().is_empty() && self.lane.is_bare() { self.poll_bare(cx) } else { self.poll_walk(cx) }
+    }
+}
+
+impl<P, O, F, C, T, E> Run<P, O, F, C>
+where
+    P: Steps,
+    O: Make<F>,
+    F: Future<Output = Result<T, E>>,
+    C: Classify<T, E>,
+{
+    /// No steps, no deadline, no token: there is only the operation.
+    #[inline]
+    fn poll_bare(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
         let mut this = self.project();
-        let (steps, needs) = (this.policy.steps(), this.policy.needs());
+        if this.operation.is_none() {
+            this.operation.set(this.make.make(this.lane.call().view()));
+        }
+        let Some(operation) = this.operation.as_mut().as_pin_mut() else { return Poll::Pending };
+        let result = ready!(operation.poll(cx));
+        this.lane.end_bare();
+        this.operation.set(None);
+        let verdict = this.judge.classify(&result);
+        Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, Stop::NoRetry)))
+    }
+
+    /// In through the steps, the operation, and out again, as often as a retry asks.
+    #[inline(never)]
+    fn poll_walk(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
+        let mut this = self.project();
+        let (steps, outline) = (this.policy.steps(), this.policy.outline());
         this.lane.call().forget_time();
         loop {
-            let end = if let Err(end) = ready!(this.lane.poll_in(steps, needs, this.timer.as_mut(), cx)) {
+            let end = if let Err(end) = ready!(this.lane.poll_in(steps, outline.needs, this.timer.as_mut(), cx)) {
                 end
             } else {
                 let attempt = this.lane.call().view();
@@ -108,7 +137,7 @@ where
                     Some((this.judge.classify(&result), result))
                 });
                 if let Some((verdict, result)) = judged {
-                    match this.lane.walk_out(steps, &End::Judged(verdict)) {
+                    match this.lane.walk_out(steps, outline, &End::Judged(verdict)) {
                         Out::Caller(stop) => {
                             return Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, stop)));
                         }
@@ -121,7 +150,7 @@ where
             };
             // The operation is given up before its passes are, like in a drop.
             this.lane.user(|| this.operation.set(None));
-            if let Out::Caller(stop) = this.lane.walk_out(steps, &end) {
+            if let Out::Caller(stop) = this.lane.walk_out(steps, outline, &end) {
                 return Poll::Ready(Err(ended(this.lane, steps, end, this.last.take(), stop)));
             }
         }
@@ -155,16 +184,19 @@ where
     #[inline]
     fn drop(self: Pin<&mut Self>) {
         /// Gives the passes back after the operation is gone, even if its drop panics.
-        struct GiveBack<'a>(&'a mut Lane, &'a [Step]);
+        struct GiveBack<'a, P: Steps>(&'a mut Lane, &'a P);
 
-        impl Drop for GiveBack<'_> {
+        impl<P: Steps> Drop for GiveBack<'_, P> {
+            #[inline]
             fn drop(&mut self) {
-                self.0.abandon(self.1);
+                if self.0.holds() {
+                    self.0.give_back(self.1.steps());
+                }
             }
         }
 
         let mut this = self.project();
-        let _passes = GiveBack(this.lane, this.policy.steps());
+        let _passes = GiveBack(this.lane, &*this.policy);
         this.operation.set(None);
     }
 }

@@ -18,6 +18,33 @@ use crate::semaphore::Semaphore;
 #[derive(Clone)]
 pub struct Step(pub(crate) Kind);
 
+/// What is known of a policy's steps before any call comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Outline {
+    /// The most that any step needs of the clock.
+    pub(crate) needs: Needs,
+    /// Whether one of them retries.
+    pub(crate) retries: bool,
+    /// A bit for each of the first [`Outline::MOST`] steps that wants to hear of an operation that went well.
+    pub(crate) hearers: u64,
+}
+
+impl Outline {
+    /// How many steps it has bits for.
+    pub(crate) const MOST: usize = 64;
+    /// Of no steps.
+    pub(crate) const NONE: Self = Self { needs: Needs::Nothing, retries: false, hearers: 0 };
+
+    pub(crate) fn of(steps: &[Step]) -> Self {
+        let bit = |(place, step): (usize, &Step)| u64::from(step.hears_of_good()) << place;
+        Self {
+            needs: steps.iter().map(Step::needs).max().unwrap_or(Needs::Nothing),
+            retries: steps.iter().any(|step| matches!(step.0, Kind::Retry(_))),
+            hearers: steps.iter().take(Self::MOST).enumerate().map(bit).sum(),
+        }
+    }
+}
+
 /// What a step does. The built-in gates have arms of their own, so that the walk calls them directly: an indirect call
 /// costs what a whole uncontended permit does. Two words each, so that steps and frames are walked with one index.
 #[derive(Clone)]
@@ -64,10 +91,20 @@ impl Step {
         }
     }
 
-    /// How much of the clock the step needs.
+    /// Whether it has anything to do when the operation went well: a limit that did not pass and a token that is spent
+    /// have not.
+    fn hears_of_good(&self) -> bool {
+        match &self.0 {
+            Kind::Timeout(_) | Kind::Bucket(_) => false,
+            Kind::Retry(plan) => plan.has_budget(),
+            Kind::Semaphore(_) | Kind::Breaker(_) | Kind::Gate(_) => true,
+        }
+    }
+
+    /// How much of the clock the step needs, on the way in or out.
     pub(crate) fn needs(&self) -> Needs {
         match &self.0 {
-            Kind::Timeout(_) => Needs::Now,
+            Kind::Timeout(_) | Kind::Bucket(_) => Needs::Now,
             Kind::Retry(plan) => plan.needs(),
             _ => self.as_gate().map_or(Needs::Nothing, Gate::needs),
         }

@@ -86,7 +86,7 @@ use tokio::sync::Notify;
 
 use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
-use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
+use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Times};
 use crate::guard::guarded;
 use crate::internal::rng::entropy;
 use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
@@ -651,29 +651,29 @@ impl CircuitBreaker {
         });
     }
 
+    /// What almost all calls end in, apart from the rest: the peer is well.
     #[inline]
-    pub(crate) fn hear(&self, pass: &Pass, outcome: &Outcome) {
-        let [generation, probe] = pass.words();
+    pub(crate) fn hear_good(&self, generation: u64, probe: u64, times: Times) {
+        let quick = times.ended.nanos_since(times.started) < self.0.rules.slow_after;
+        if probe != 0 || !quick {
+            return self.hear(generation, probe, &Outcome::Judged(Verdict::Success, times));
+        }
+        if self.0.word.load(Acquire) == generation << CODE_BITS | CLOSED {
+            self.0.tally.add_good(times.ended);
+            if self.0.streak.load(Relaxed) > 0 {
+                self.0.streak.store(0, Relaxed);
+            }
+        }
+    }
+
+    #[cold]
+    pub(crate) fn hear(&self, generation: u64, probe: u64, outcome: &Outcome) {
         if probe != 0 {
             return self.leave_unclosed(Admission { generation, probe }, outcome);
         }
-        if self.0.word.load(Acquire) != generation << CODE_BITS | CLOSED {
-            return;
-        }
-        match outcome {
-            // What almost all calls end in, apart from the rest.
-            Outcome::Judged(Verdict::Success | Verdict::Permanent, times)
-                if times.ended.nanos_since(times.started) < self.0.rules.slow_after =>
-            {
-                self.0.tally.add_good(times.ended);
-                if self.0.streak.load(Relaxed) > 0 {
-                    self.0.streak.store(0, Relaxed);
-                }
-            }
-            outcome => {
-                if let Some((sample, now)) = self.sample(outcome) {
-                    self.judge(generation, sample, now);
-                }
+        if self.0.word.load(Acquire) == generation << CODE_BITS | CLOSED {
+            if let Some((sample, now)) = self.sample(outcome) {
+                self.judge(generation, sample, now);
             }
         }
     }
@@ -699,7 +699,11 @@ impl Gate for CircuitBreaker {
 
     #[inline]
     fn leave(&self, pass: Pass, outcome: Outcome) {
-        self.hear(&pass, &outcome);
+        let [generation, probe] = pass.words();
+        match outcome {
+            Outcome::Judged(Verdict::Success | Verdict::Permanent, times) => self.hear_good(generation, probe, times),
+            outcome => self.hear(generation, probe, &outcome),
+        }
     }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {

@@ -371,6 +371,18 @@ impl Plan {
         budget.leave();
     }
 
+    /// The call is over and its last attempt went well.
+    #[inline]
+    pub(crate) fn leave_well(&self, frame: [u64; 2], call: &Call) {
+        let Some(budget) = &self.retry.budget else { return };
+        let frame = Frame::from_words(frame);
+        if frame.charged {
+            budget.settle(frame.made);
+        }
+        budget.deposit(|| call.now());
+        budget.leave();
+    }
+
     /// An attempt is over: pays for what it earned and ends what it was charged.
     #[inline]
     pub(crate) fn settle(&self, frame: Frame, situation: &Situation<'_>) -> Frame {

@@ -305,8 +305,7 @@ impl Semaphore {
     }
 
     #[inline]
-    pub(crate) fn give_back(&self, pass: &Pass) {
-        let [permits, _] = pass.words();
+    pub(crate) fn give_back(&self, permits: u64) {
         // Cannot underflow: each pass was added once and is taken back once.
         let before = Word(self.0.word.fetch_sub(in_use(permits as u32), AcqRel));
         if before.has_waiters() {
@@ -350,7 +349,7 @@ impl Gate for Semaphore {
 
     #[inline]
     fn leave(&self, pass: Pass, _: Outcome) {
-        self.give_back(&pass);
+        self.give_back(pass.words()[0]);
     }
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
