@@ -652,7 +652,8 @@ impl CircuitBreaker {
     }
 
     /// What almost all calls end in, apart from the rest: the peer is well.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured: a sixth of what counting a call costs")]
     pub(crate) fn hear_good(&self, generation: u64, probe: u64, times: Times) {
         let quick = times.ended.nanos_since(times.started) < self.0.rules.slow_after;
         if probe != 0 || !quick {
