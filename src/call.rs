@@ -12,6 +12,7 @@ use futures::future::TryFuture;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::cancel::{Cancel, CancelReason};
 use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
 use crate::run::{Once, Plain, Run, WithCall};
@@ -40,7 +41,7 @@ struct Said {
 
 /// A token and, once something was pending, the wait for it.
 struct Watch {
-    token: CancellationToken,
+    source: Source,
     wait: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
@@ -184,7 +185,7 @@ impl Call {
     pub(crate) fn is_cancelled(&self) -> bool {
         match &self.said {
             None => false,
-            Some(said) => said.cancels.iter().any(|watch| watch.token.is_cancelled()),
+            Some(said) => said.cancels.iter().any(|watch| watch.source.is_cancelled()),
         }
     }
 
@@ -197,13 +198,18 @@ impl Call {
         }
     }
 
+    /// Why the caller has cancelled, once it has.
+    pub(crate) fn cancel_reason(&self) -> CancelReason {
+        let cancels = self.said.as_ref().map_or(&[][..], |said| &said.cancels);
+        cancels.iter().find_map(|watch| watch.source.reason()).unwrap_or_default()
+    }
+
     fn said(&mut self) -> &mut Said {
         self.said.get_or_insert_default()
     }
 
     pub(crate) fn watch(&mut self, source: &impl CancelSource) {
-        let token = source.token().clone();
-        self.said().cancels.push(Watch { token, wait: None });
+        self.said().cancels.push(Watch { source: source.source(), wait: None });
     }
 }
 
@@ -223,7 +229,7 @@ impl Drop for Call {
 
 impl Watch {
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let wait = self.wait.get_or_insert_with(|| Box::pin(self.token.clone().cancelled_owned()));
+        let wait = self.wait.get_or_insert_with(|| Box::pin(self.source.wait()));
         // Like the timer, outside of the cooperative budget: a greedy operation can't hide a cancellation.
         Pin::new(&mut tokio::task::unconstrained(wait.as_mut())).poll(cx).is_ready()
     }
@@ -401,21 +407,58 @@ impl From<std::time::Instant> for Deadline {
     }
 }
 
-/// Something that can cancel a call. tokio-util's [`CancellationToken`] is one.
-pub trait CancelSource: sealed::Sealed {
-    #[doc(hidden)]
-    fn token(&self) -> &CancellationToken;
-}
+/// Something that can cancel a call: a [`Cancel`], or tokio-util's [`CancellationToken`], which gives no reason.
+pub trait CancelSource: sealed::Sealed {}
 
 mod sealed {
-    pub trait Sealed {}
+    pub trait Sealed {
+        fn source(&self) -> super::Source;
+    }
 }
 
-impl sealed::Sealed for CancellationToken {}
+/// Either token.
+#[derive(Debug)]
+pub enum Source {
+    Cancel(Cancel),
+    Token(CancellationToken),
+}
 
-impl CancelSource for CancellationToken {
-    fn token(&self) -> &CancellationToken {
-        self
+impl Source {
+    fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancel(cancel) => cancel.is_cancelled(),
+            Self::Token(token) => token.is_cancelled(),
+        }
+    }
+
+    fn reason(&self) -> Option<CancelReason> {
+        match self {
+            Self::Cancel(cancel) => cancel.reason(),
+            Self::Token(token) => token.is_cancelled().then_some(CancelReason::Unspecified),
+        }
+    }
+
+    fn wait(&self) -> WaitForCancellationFutureOwned {
+        match self {
+            Self::Cancel(cancel) => cancel.wait(),
+            Self::Token(token) => token.clone().cancelled_owned(),
+        }
+    }
+}
+
+impl CancelSource for Cancel {}
+
+impl sealed::Sealed for Cancel {
+    fn source(&self) -> Source {
+        Source::Cancel(self.clone())
+    }
+}
+
+impl CancelSource for CancellationToken {}
+
+impl sealed::Sealed for CancellationToken {
+    fn source(&self) -> Source {
+        Source::Token(self.clone())
     }
 }
 

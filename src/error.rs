@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cancel::CancelReason;
+
 /// Nanoseconds that stand for "not known".
 const UNKNOWN: u64 = u64::MAX;
 
@@ -44,7 +46,7 @@ pub(crate) enum Cause {
     Failed,
     TimedOut(Limit),
     Refused(Refusal),
-    Cancelled,
+    Cancelled(CancelReason),
 }
 
 /// The four ways a call can fail.
@@ -125,7 +127,7 @@ impl<E> Error<E> {
             Cause::Failed => ErrorKind::Failed,
             Cause::TimedOut(_) => ErrorKind::TimedOut,
             Cause::Refused(_) => ErrorKind::Refused,
-            Cause::Cancelled => ErrorKind::Cancelled,
+            Cause::Cancelled(_) => ErrorKind::Cancelled,
         }
     }
 
@@ -161,6 +163,15 @@ impl<E> Error<E> {
     pub fn refusal(&self) -> Option<&Refusal> {
         match &self.cause {
             Cause::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// Why the call was cancelled, if that is how it ended: [`CancelReason::Unspecified`] if nobody said.
+    #[must_use]
+    pub fn cancel_reason(&self) -> Option<&CancelReason> {
+        match &self.cause {
+            Cause::Cancelled(reason) => Some(reason),
             _ => None,
         }
     }
@@ -282,7 +293,8 @@ impl<E> fmt::Display for Error<E> {
             Cause::TimedOut(limit) if attempts == 0 => write!(f, "timed out before the first attempt: {limit} passed"),
             Cause::TimedOut(limit) => write!(f, "timed out in attempt {attempts}: {limit} passed"),
             Cause::Refused(refusal) => fmt::Display::fmt(refusal, f),
-            Cause::Cancelled => f.write_str("cancelled by the caller"),
+            Cause::Cancelled(CancelReason::Unspecified) => f.write_str("cancelled by the caller"),
+            Cause::Cancelled(reason) => write!(f, "cancelled: {reason}"),
         }
     }
 }

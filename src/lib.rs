@@ -37,6 +37,7 @@
 //! | [`CircuitBreaker`] | the peer can be down, and waiting for it costs more than a quick no |
 //! | [`TokenBucket`] | the peer allows so many calls per second |
 //! | [`Semaphore`] | the peer can do so many things at once |
+//! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
 //! | [`Gate`] | you have a rule of admission of your own |
 //! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
 //! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
@@ -86,6 +87,7 @@
 
 pub mod breaker;
 mod call;
+pub mod cancel;
 mod error;
 mod ext;
 pub mod gate;
@@ -112,6 +114,7 @@ mod readme {}
 
 pub use breaker::{BreakerBuilder, BreakerCounts, CircuitBreaker, State};
 pub use call::{Attempt, Call, CallBuilder, CancelSource, Deadline, Key, Priority};
+pub use cancel::{Cancel, CancelReason, Cancelled};
 pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Refusal, Stop};
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};

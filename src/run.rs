@@ -170,7 +170,7 @@ fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) 
     let cause = match end {
         End::TimedOut(place) => Cause::TimedOut(lane::limit(steps, place)),
         End::Refused(_, refusal) => Cause::Refused(refusal),
-        End::Cancelled | End::Judged(_) => Cause::Cancelled,
+        End::Cancelled | End::Judged(_) => Cause::Cancelled(lane.call().cancel_reason()),
     };
     Error::new(cause, last, lane.made(), stop).with_elapsed(lane.elapsed())
 }
