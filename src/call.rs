@@ -2,47 +2,40 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
 use futures::future::TryFuture;
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::cancel::{Cancel, CancelReason};
+use crate::cancel::CancelReason;
+use crate::context;
+use crate::error::Limit;
 use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
 use crate::run::{Once, Plain, Run, WithCall};
+use crate::said::{self, Said};
+
+pub use crate::said::CancelSource;
 
 /// A call on its way in, as gates see it.
 pub struct Call {
     /// The clock as read in this poll, or `NEVER` while nobody has asked.
     now: Cell<Moment>,
     deadline: Moment,
-    said: Option<Box<Said>>,
+    /// Shared with the policy or the context that said it, until something is to be added.
+    said: Option<Arc<Said>>,
     attempt: u32,
     cost: u32,
-    priority: Priority,
+    priority: Option<Priority>,
     lane: u8,
     /// Whether `deadline` still counts from the first poll.
     relative: bool,
     patient: bool,
-}
-
-/// What few callers say, kept out of the way of the many.
-#[derive(Default)]
-struct Said {
-    keys: Vec<(&'static str, Key)>,
-    cancels: Vec<Watch>,
-}
-
-/// A token and, once something was pending, the wait for it.
-struct Watch {
-    source: Source,
-    wait: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    detached: bool,
+    /// Whether `deadline`, but for the steps, is that of the context.
+    ambient: bool,
 }
 
 impl Call {
@@ -54,18 +47,21 @@ impl Call {
             said: None,
             attempt: 1,
             cost: 1,
-            priority: Priority::Normal,
+            priority: None,
             lane: 0,
             relative: false,
             patient: true,
+            detached: false,
+            ambient: false,
         }
     }
 
-    /// A call that is one way of using a gate alone.
+    /// A call that is one way of using a gate alone: it inherits nothing, since it can end in a refusal only.
     pub(crate) fn alone(cost: u32, patient: bool) -> Self {
         let mut call = Self::new();
         call.cost = cost;
         call.patient = patient;
+        call.detached = true;
         call
     }
 
@@ -88,16 +84,19 @@ impl Call {
         self.cost
     }
 
-    /// How important the caller says the call is.
+    /// How important the caller says the call is, or the [context](crate::context).
     #[must_use]
     pub const fn priority(&self) -> Priority {
-        self.priority
+        match self.priority {
+            Some(priority) => priority,
+            None => Priority::Normal,
+        }
     }
 
-    /// The value that the caller gave for a key.
+    /// The value that the caller gave for a key, or the [context](crate::context).
     #[must_use]
     pub fn key(&self, name: &str) -> Option<&Key> {
-        self.said.as_ref()?.keys.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+        self.said.as_ref()?.key(name)
     }
 
     /// The earliest deadline on the way to here: [`Moment::NEVER`] if there is none.
@@ -151,13 +150,34 @@ impl Call {
         (now != Moment::NEVER).then_some(now)
     }
 
-    /// Turns a deadline that was given as a duration into a moment, at the first poll.
+    /// At the first poll: turns a deadline that was given as a duration into a moment, and inherits from the context.
     #[inline]
     pub(crate) fn start(&mut self) {
         if self.relative {
             self.relative = false;
             self.deadline = self.now().plus_nanos(self.deadline.nanos());
         }
+        if context::is_present() {
+            self.inherit();
+        }
+    }
+
+    #[cold]
+    fn inherit(&mut self) {
+        if self.detached {
+            return;
+        }
+        context::with(|context| {
+            self.ambient = context.ends() < self.deadline;
+            self.deadline = self.deadline.min(context.ends());
+            self.priority = self.priority.or(context.get_priority());
+            said::add(&mut self.said, context.said());
+        });
+    }
+
+    /// The limit that has passed if it was that of no step.
+    pub(crate) fn limit(&self) -> Limit {
+        if self.ambient { Limit::Context } else { Limit::Caller }
     }
 
     /// Narrows the deadline to that of a step, or widens it to what it was before.
@@ -166,10 +186,10 @@ impl Call {
         self.deadline = deadline;
     }
 
-    /// Whether the caller has set nothing that could end it.
+    /// Whether nothing was set that could end it, neither by the caller nor around it.
     #[inline]
     pub(crate) fn is_bare(&self) -> bool {
-        self.deadline == Moment::NEVER && self.said.is_none()
+        self.deadline == Moment::NEVER && self.said.is_none() && !context::is_present()
     }
 
     pub(crate) fn next_attempt(&mut self) {
@@ -185,7 +205,7 @@ impl Call {
     pub(crate) fn is_cancelled(&self) -> bool {
         match &self.said {
             None => false,
-            Some(said) => said.cancels.iter().any(|watch| watch.source.is_cancelled()),
+            Some(said) => said.is_cancelled(),
         }
     }
 
@@ -194,22 +214,21 @@ impl Call {
     pub(crate) fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
         match &mut self.said {
             None => false,
-            Some(said) => said.cancels.iter_mut().any(|watch| watch.poll(cx)),
+            Some(said) => said::poll_cancelled(said, cx),
         }
     }
 
     /// Why the caller has cancelled, once it has.
     pub(crate) fn cancel_reason(&self) -> CancelReason {
-        let cancels = self.said.as_ref().map_or(&[][..], |said| &said.cancels);
-        cancels.iter().find_map(|watch| watch.source.reason()).unwrap_or_default()
-    }
-
-    fn said(&mut self) -> &mut Said {
-        self.said.get_or_insert_default()
+        self.said.as_ref().and_then(|said| said.cancel_reason()).unwrap_or_default()
     }
 
     pub(crate) fn watch(&mut self, source: &impl CancelSource) {
-        self.said().cancels.push(Watch { source: source.source(), wait: None });
+        said::own(&mut self.said).watch(source);
+    }
+
+    pub(crate) fn detach(&mut self) {
+        self.detached = true;
     }
 }
 
@@ -218,20 +237,12 @@ impl Drop for Call {
     #[inline]
     fn drop(&mut self) {
         #[cold]
-        fn forget(said: Box<Said>) {
+        fn forget(said: Arc<Said>) {
             drop(said);
         }
         if let Some(said) = self.said.take() {
             forget(said);
         }
-    }
-}
-
-impl Watch {
-    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let wait = self.wait.get_or_insert_with(|| Box::pin(self.source.wait()));
-        // Like the timer, outside of the cooperative budget: a greedy operation can't hide a cancellation.
-        Pin::new(&mut tokio::task::unconstrained(wait.as_mut())).poll(cx).is_ready()
     }
 }
 
@@ -241,8 +252,8 @@ impl fmt::Debug for Call {
             .field("attempt", &self.attempt)
             .field("deadline", &self.deadline)
             .field("cost", &self.cost)
-            .field("priority", &self.priority)
-            .field("keys", &self.said.as_ref().map_or(&[][..], |said| &said.keys))
+            .field("priority", &self.priority())
+            .field("keys", &self.said.as_ref().map_or(&[][..], |said| said.keys()))
             .finish_non_exhaustive()
     }
 }
@@ -389,6 +400,16 @@ enum When {
     At(Moment),
 }
 
+impl Deadline {
+    /// The moment, for those who have no first poll: a duration counts from now.
+    pub(crate) fn from_now(self) -> Moment {
+        match self.0 {
+            When::After(after) => Moment::now() + after,
+            When::At(at) => at,
+        }
+    }
+}
+
 impl From<Duration> for Deadline {
     fn from(after: Duration) -> Self {
         Self(When::After(after))
@@ -404,61 +425,6 @@ impl From<Instant> for Deadline {
 impl From<std::time::Instant> for Deadline {
     fn from(at: std::time::Instant) -> Self {
         Self(When::At(at.into()))
-    }
-}
-
-/// Something that can cancel a call: a [`Cancel`], or tokio-util's [`CancellationToken`], which gives no reason.
-pub trait CancelSource: sealed::Sealed {}
-
-mod sealed {
-    pub trait Sealed {
-        fn source(&self) -> super::Source;
-    }
-}
-
-/// Either token.
-#[derive(Debug)]
-pub enum Source {
-    Cancel(Cancel),
-    Token(CancellationToken),
-}
-
-impl Source {
-    fn is_cancelled(&self) -> bool {
-        match self {
-            Self::Cancel(cancel) => cancel.is_cancelled(),
-            Self::Token(token) => token.is_cancelled(),
-        }
-    }
-
-    fn reason(&self) -> Option<CancelReason> {
-        match self {
-            Self::Cancel(cancel) => cancel.reason(),
-            Self::Token(token) => token.is_cancelled().then_some(CancelReason::Unspecified),
-        }
-    }
-
-    fn wait(&self) -> WaitForCancellationFutureOwned {
-        match self {
-            Self::Cancel(cancel) => cancel.wait(),
-            Self::Token(token) => token.clone().cancelled_owned(),
-        }
-    }
-}
-
-impl CancelSource for Cancel {}
-
-impl sealed::Sealed for Cancel {
-    fn source(&self) -> Source {
-        Source::Cancel(self.clone())
-    }
-}
-
-impl CancelSource for CancellationToken {}
-
-impl sealed::Sealed for CancellationToken {
-    fn source(&self) -> Source {
-        Source::Token(self.clone())
     }
 }
 
@@ -503,9 +469,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
 
     /// Names what the call is about, for gates that work by key. A key given twice has the later value.
     pub fn key(mut self, name: &'static str, value: impl Into<Key>) -> Self {
-        let keys = &mut self.call.said().keys;
-        keys.retain(|(key, _)| *key != name);
-        keys.push((name, value.into()));
+        said::own(&mut self.call.said).set_key(name, value.into());
         self
     }
 
@@ -515,9 +479,9 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
-    /// How important the call is: [`Priority::Normal`] unless said.
+    /// How important the call is: as the [context](crate::context) says unless said, else [`Priority::Normal`].
     pub const fn priority(mut self, priority: Priority) -> Self {
-        self.call.priority = priority;
+        self.call.priority = Some(priority);
         self
     }
 
@@ -541,6 +505,13 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
+    /// Has the call inherit nothing from the [context](crate::context) of the task: for what must go on although the
+    /// request is over.
+    pub const fn detached(mut self) -> Self {
+        self.call.detached = true;
+        self
+    }
+
     /// Has the call refused at gates where it would have to wait.
     pub const fn no_wait(mut self) -> Self {
         self.call.patient = false;
@@ -559,7 +530,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
         O: FnMut() -> F,
         F: TryFuture,
     {
-        Run::new(self.policy, self.judge, self.call, Plain(operation), None)
+        self.run_as(Plain(operation), None)
     }
 
     /// Runs an operation that sees its call; see [`Policy::run_with`].
@@ -569,13 +540,21 @@ impl<P: Steps, C> CallBuilder<P, C> {
         O: FnMut(Attempt) -> F,
         F: TryFuture,
     {
-        Run::new(self.policy, self.judge, self.call, WithCall(operation), None)
+        self.run_as(WithCall(operation), None)
     }
 
     /// Runs a future that cannot be made twice; see [`Policy::run_once`].
     #[inline]
     pub fn run_once<F: TryFuture>(self, future: F) -> Run<P, Once, F, C> {
-        Run::new(self.policy, self.judge, self.call, Once, Some(future))
+        self.run_as(Once, Some(future))
+    }
+
+    #[inline]
+    fn run_as<O, F: TryFuture>(mut self, make: O, operation: Option<F>) -> Run<P, O, F, C> {
+        if let Some(said) = self.policy.said() {
+            said::add(&mut self.call.said, Some(said));
+        }
+        Run::new(self.policy, self.judge, self.call, make, operation)
     }
 }
 

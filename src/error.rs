@@ -76,6 +76,8 @@ pub enum Limit {
     },
     /// The deadline that the caller gave with the call.
     Caller,
+    /// The deadline of the request being served, from the [context](crate::context) of the task.
+    Context,
 }
 
 impl fmt::Display for Limit {
@@ -83,6 +85,7 @@ impl fmt::Display for Limit {
         match self {
             Self::Step { step, limit } => write!(f, "the limit of {limit:?} at step {step}"),
             Self::Caller => f.write_str("the caller's deadline"),
+            Self::Context => f.write_str("the deadline of the request"),
         }
     }
 }

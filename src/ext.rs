@@ -107,6 +107,13 @@ impl<F: TryFuture> OneShot<F> {
         self
     }
 
+    /// Inherits nothing from the [context](crate::context) of the task; see
+    /// [`CallBuilder::detached`](crate::CallBuilder::detached).
+    pub fn detached(mut self) -> Self {
+        self.run.call_mut().detach();
+        self
+    }
+
     fn inside(mut self, step: Step) -> Self {
         let few = self.run.policy_mut();
         few.steps.insert(0, step);

@@ -38,6 +38,7 @@
 //! | [`TokenBucket`] | the peer allows so many calls per second |
 //! | [`Semaphore`] | the peer can do so many things at once |
 //! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
+//! | [`context`] | the deadline and the cancellation of a request hold for all that it calls |
 //! | [`Gate`] | you have a rule of admission of your own |
 //! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
 //! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
@@ -88,6 +89,7 @@
 pub mod breaker;
 mod call;
 pub mod cancel;
+pub mod context;
 mod error;
 mod ext;
 pub mod gate;
@@ -101,6 +103,7 @@ mod policy;
 pub mod rate;
 pub mod retry;
 pub mod run;
+mod said;
 pub mod semaphore;
 mod step;
 pub mod verdict;

@@ -168,6 +168,7 @@ fn failed<E>(lane: &Lane, verdict: Verdict, last: E, stop: Stop) -> Error<E> {
 #[cold]
 fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) -> Error<E> {
     let cause = match end {
+        End::TimedOut(None) => Cause::TimedOut(lane.call().limit()),
         End::TimedOut(place) => Cause::TimedOut(lane::limit(steps, place)),
         End::Refused(_, refusal) => Cause::Refused(refusal),
         End::Cancelled | End::Judged(_) => Cause::Cancelled(lane.call().cancel_reason()),
