@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::cancel::CancelReason;
 use crate::context;
 use crate::error::Limit;
+use crate::internal::seldom::Seldom;
 use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
 use crate::run::{Once, Plain, Run, WithCall};
@@ -25,7 +26,7 @@ pub struct Call {
     now: Cell<Moment>,
     deadline: Moment,
     /// Shared with the policy or the context that said it, until something is to be added.
-    said: Option<Arc<Said>>,
+    said: Seldom<Arc<Said>>,
     attempt: u32,
     cost: u32,
     priority: Option<Priority>,
@@ -44,7 +45,7 @@ impl Call {
         Self {
             now: Cell::new(Moment::NEVER),
             deadline: Moment::NEVER,
-            said: None,
+            said: Seldom::NONE,
             attempt: 1,
             cost: 1,
             priority: None,
@@ -150,12 +151,16 @@ impl Call {
         (now != Moment::NEVER).then_some(now)
     }
 
-    /// At the first poll: turns a deadline that was given as a duration into a moment, and inherits from the context.
+    /// At the first poll: turns a deadline that was given as a duration into a moment, and inherits from the policy and
+    /// the context.
     #[inline]
-    pub(crate) fn start(&mut self) {
+    pub(crate) fn start(&mut self, said: Option<&Arc<Said>>) {
         if self.relative {
             self.relative = false;
             self.deadline = self.now().plus_nanos(self.deadline.nanos());
+        }
+        if said.is_some() {
+            said::add(&mut self.said, said);
         }
         if context::is_present() {
             self.inherit();
@@ -186,10 +191,10 @@ impl Call {
         self.deadline = deadline;
     }
 
-    /// Whether nothing was set that could end it, neither by the caller nor around it.
+    /// Whether the caller has set nothing that could end it.
     #[inline]
     pub(crate) fn is_bare(&self) -> bool {
-        self.deadline == Moment::NEVER && self.said.is_none() && !context::is_present()
+        self.deadline == Moment::NEVER && self.said.is_none()
     }
 
     pub(crate) fn next_attempt(&mut self) {
@@ -203,7 +208,7 @@ impl Call {
     /// Whether the caller has cancelled, without waiting for it.
     #[inline]
     pub(crate) fn is_cancelled(&self) -> bool {
-        match &self.said {
+        match &*self.said {
             None => false,
             Some(said) => said.is_cancelled(),
         }
@@ -212,7 +217,7 @@ impl Call {
     /// Whether the caller has cancelled; if not, the task is woken when it does.
     #[inline]
     pub(crate) fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
-        match &mut self.said {
+        match &mut *self.said {
             None => false,
             Some(said) => said::poll_cancelled(said, cx),
         }
@@ -229,20 +234,6 @@ impl Call {
 
     pub(crate) fn detach(&mut self) {
         self.detached = true;
-    }
-}
-
-/// Inline, so that a call about which nothing was said is dropped without a call.
-impl Drop for Call {
-    #[inline]
-    fn drop(&mut self) {
-        #[cold]
-        fn forget(said: Arc<Said>) {
-            drop(said);
-        }
-        if let Some(said) = self.said.take() {
-            forget(said);
-        }
     }
 }
 
@@ -550,10 +541,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
     }
 
     #[inline]
-    fn run_as<O, F: TryFuture>(mut self, make: O, operation: Option<F>) -> Run<P, O, F, C> {
-        if let Some(said) = self.policy.said() {
-            said::add(&mut self.call.said, Some(said));
-        }
+    fn run_as<O, F: TryFuture>(self, make: O, operation: Option<F>) -> Run<P, O, F, C> {
         Run::new(self.policy, self.judge, self.call, make, operation)
     }
 }

@@ -117,7 +117,7 @@ impl<F: TryFuture> OneShot<F> {
     fn inside(mut self, step: Step) -> Self {
         let few = self.run.policy_mut();
         few.steps.insert(0, step);
-        few.outline = Outline::of(&few.steps);
+        few.outline = Outline::of(&few.steps, None);
         self
     }
 }

@@ -12,7 +12,7 @@ use crate::error::Refusal;
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Times};
 use crate::internal::time::{Moment, Timer};
 use crate::lane::{End, Lane};
-use crate::step::{self, Step};
+use crate::step::{self, Outline, Step};
 use crate::verdict::Verdict;
 
 /// A pass through one gate that goes back when it is dropped.
@@ -63,7 +63,9 @@ impl Guard {
 
     pub(crate) fn enter(gate: impl Gate, cost: u32) -> Acquire {
         let lane = Lane::new(Call::alone(cost, true), true);
-        Acquire { timer: Timer::idle(), lane, steps: [Step::gate(gate)] }
+        let steps = [Step::gate(gate)];
+        let outline = Outline::of(&steps, None);
+        Acquire { timer: Timer::idle(), lane, steps, outline }
     }
 
     pub(crate) fn try_enter(gate: impl Gate, cost: u32) -> Result<Self, Refusal> {
@@ -139,6 +141,7 @@ pub struct Acquire {
     timer: Timer,
     lane: Lane,
     steps: [Step; 1],
+    outline: Outline,
 }
 
 impl Future for Acquire {
@@ -147,8 +150,7 @@ impl Future for Acquire {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         this.lane.call().forget_time();
-        let needs = this.steps[0].needs();
-        let end = ready!(this.lane.poll_in(this.steps, needs, this.timer, cx));
+        let end = ready!(this.lane.poll_in(this.steps, this.outline, this.timer, cx));
         let [step] = this.steps;
         Poll::Ready(match end {
             Ok(()) => Ok(Guard::new(step.clone(), this.lane.take_pass(), this.lane.call())),

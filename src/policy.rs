@@ -57,7 +57,6 @@ pub struct Policy(Arc<Inner>);
 struct Inner {
     name: Name,
     outline: Outline,
-    said: Option<Arc<Said>>,
     steps: Box<[Step]>,
 }
 
@@ -67,12 +66,6 @@ pub trait Steps: sealed::Sealed {
     fn steps(&self) -> &[Step];
     #[doc(hidden)]
     fn outline(&self) -> &Outline;
-    /// What is said about each of its calls.
-    #[doc(hidden)]
-    #[inline]
-    fn said(&self) -> Option<&Arc<Said>> {
-        None
-    }
 }
 
 pub(crate) mod sealed {
@@ -91,11 +84,6 @@ impl Steps for Policy {
     fn outline(&self) -> &Outline {
         &self.0.outline
     }
-
-    #[inline]
-    fn said(&self) -> Option<&Arc<Said>> {
-        self.0.said.as_ref()
-    }
 }
 
 impl Steps for &Policy {
@@ -107,11 +95,6 @@ impl Steps for &Policy {
     #[inline]
     fn outline(&self) -> &Outline {
         &self.0.outline
-    }
-
-    #[inline]
-    fn said(&self) -> Option<&Arc<Said>> {
-        self.0.said.as_ref()
     }
 }
 
@@ -276,7 +259,7 @@ impl fmt::Display for Policy {
             step.fmt(f)?;
         }
         f.write_str(if self.0.steps.is_empty() { " no steps" } else { "" })?;
-        f.write_str(if self.0.said.is_some() { ", can be cancelled" } else { "" })
+        f.write_str(if self.0.outline.said.is_some() { ", can be cancelled" } else { "" })
     }
 }
 
@@ -360,8 +343,8 @@ impl PolicyBuilder {
         let count = self.steps.len();
         self.faults.check(count <= MOST_STEPS, "steps", &count, "0 to 64");
         self.faults.into_result()?;
-        let outline = Outline::of(&self.steps);
-        Ok(Policy(Arc::new(Inner { name: self.name, outline, said: self.said, steps: self.steps.into() })))
+        let outline = Outline::of(&self.steps, self.said);
+        Ok(Policy(Arc::new(Inner { name: self.name, outline, steps: self.steps.into() })))
     }
 }
 

@@ -12,6 +12,7 @@ use pin_project::{pin_project, pinned_drop};
 
 use crate::call::{Attempt, Call};
 use crate::error::{Cause, Error, Stop};
+use crate::internal::seldom::Seldom;
 use crate::internal::time::Timer;
 use crate::lane::{self, End, Lane, Out};
 use crate::policy::Steps;
@@ -51,7 +52,7 @@ where
     timer: Timer,
     lane: Lane,
     /// The error of the attempt before.
-    last: Option<F::Error>,
+    last: Seldom<F::Error>,
     make: O,
     judge: C,
     policy: P,
@@ -65,7 +66,7 @@ where
     #[inline]
     pub(crate) fn new(policy: P, judge: C, call: Call, make: O, operation: Option<F>) -> Self {
         let lane = Lane::new(call, operation.is_some());
-        Self { operation, timer: Timer::idle(), lane, last: None, make, judge, policy }
+        Self { operation, timer: Timer::idle(), lane, last: Seldom::NONE, make, judge, policy }
     }
 
     /// Before the first poll only.
@@ -90,7 +91,7 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.policy.steps().is_empty() && self.lane.is_bare() { self.poll_bare(cx) } else { self.poll_walk(cx) }
+        if self.policy.outline().bare && self.lane.is_bare() { self.poll_bare(cx) } else { self.poll_walk(cx) }
     }
 }
 
@@ -113,7 +114,10 @@ where
         this.lane.end_bare();
         this.operation.set(None);
         let verdict = this.judge.classify(&result);
-        Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, Stop::NoRetry)))
+        Poll::Ready(result.map_err(|last| {
+            this.lane.count();
+            failed(this.lane, verdict, last, Stop::NoRetry)
+        }))
     }
 
     /// In through the steps, the operation, and out again, as often as a retry asks.
@@ -123,7 +127,7 @@ where
         let (steps, outline) = (this.policy.steps(), this.policy.outline());
         this.lane.call().forget_time();
         loop {
-            let end = if let Err(end) = ready!(this.lane.poll_in(steps, outline.needs, this.timer.as_mut(), cx)) {
+            let end = if let Err(end) = ready!(this.lane.poll_in(steps, outline, this.timer.as_mut(), cx)) {
                 end
             } else {
                 let attempt = this.lane.call().view();
@@ -142,7 +146,7 @@ where
                             return Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, stop)));
                         }
                         // A value that was judged bad is dropped before the next attempt, an error is kept.
-                        Out::Again => result.err().into_iter().for_each(|error| *this.last = Some(error)),
+                        Out::Again => result.err().into_iter().for_each(|error| **this.last = Some(error)),
                     }
                     continue;
                 }
@@ -190,15 +194,15 @@ where
         impl<P: Steps> Drop for GiveBack<'_, P> {
             #[inline]
             fn drop(&mut self) {
-                if self.0.holds() {
-                    self.0.give_back(self.1.steps());
-                }
+                self.0.give_back(self.1.steps());
             }
         }
 
         let mut this = self.project();
-        let _passes = GiveBack(this.lane, &*this.policy);
-        this.operation.set(None);
+        if this.lane.holds() {
+            let _passes = GiveBack(this.lane, &*this.policy);
+            this.operation.set(None);
+        }
     }
 }
 

@@ -12,35 +12,42 @@ use crate::gate::{Entry, Gate, Needs};
 use crate::internal::time::nanos;
 use crate::rate::TokenBucket;
 use crate::retry::Plan;
+use crate::said::Said;
 use crate::semaphore::Semaphore;
 
 /// One step of a policy: it can be drawn.
 #[derive(Clone)]
 pub struct Step(pub(crate) Kind);
 
-/// What is known of a policy's steps before any call comes.
-#[derive(Clone, Copy, Debug)]
+/// What is known of a policy before any call comes.
+#[derive(Clone, Debug)]
 pub struct Outline {
+    /// There are no steps, and nothing is said about its calls.
+    pub(crate) bare: bool,
     /// The most that any step needs of the clock.
     pub(crate) needs: Needs,
     /// Whether one of them retries.
     pub(crate) retries: bool,
     /// A bit for each of the first [`Outline::MOST`] steps that wants to hear of an operation that went well.
     pub(crate) hearers: u64,
+    /// What is said about each of its calls.
+    pub(crate) said: Option<Arc<Said>>,
 }
 
 impl Outline {
     /// How many steps it has bits for.
     pub(crate) const MOST: usize = 64;
     /// Of no steps.
-    pub(crate) const NONE: Self = Self { needs: Needs::Nothing, retries: false, hearers: 0 };
+    pub(crate) const NONE: Self = Self { bare: true, needs: Needs::Nothing, retries: false, hearers: 0, said: None };
 
-    pub(crate) fn of(steps: &[Step]) -> Self {
+    pub(crate) fn of(steps: &[Step], said: Option<Arc<Said>>) -> Self {
         let bit = |(place, step): (usize, &Step)| u64::from(step.hears_of_good()) << place;
         Self {
+            bare: steps.is_empty() && said.is_none(),
             needs: steps.iter().map(Step::needs).max().unwrap_or(Needs::Nothing),
             retries: steps.iter().any(|step| matches!(step.0, Kind::Retry(_))),
             hearers: steps.iter().take(Self::MOST).enumerate().map(bit).sum(),
+            said,
         }
     }
 }
