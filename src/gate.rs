@@ -54,8 +54,9 @@ pub trait Gate: Send + Sync + 'static {
     /// Takes a pass back: called exactly once for each pass that was given.
     fn leave(&self, pass: Pass, outcome: Outcome);
 
-    /// Asked again by a call that waits: when its task was woken, or when the moment came that was given with the
-    /// ticket. To go on waiting, return the ticket again, having kept a waker of `cx` if no moment is given.
+    /// Asked again by a call that waits: at once, so that the gate can keep a waker; and when its task was woken, or when
+    /// the moment came that was given with the ticket. To go on waiting, return the ticket again, having kept a waker of
+    /// `cx` if no moment is given.
     ///
     /// The default asks [`enter`](Gate::enter) anew, which serves gates whose tickets mean nothing.
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
