@@ -75,15 +75,18 @@ impl Step {
     }
 
     pub(crate) fn gate<G: Gate>(gate: G) -> Self {
-        let any = &gate as &dyn Any;
-        Self(if let Some(semaphore) = any.downcast_ref::<Semaphore>() {
-            Kind::Semaphore(semaphore.clone())
-        } else if let Some(breaker) = any.downcast_ref::<CircuitBreaker>() {
-            Kind::Breaker(breaker.clone())
-        } else if let Some(bucket) = any.downcast_ref::<TokenBucket>() {
-            Kind::Bucket(bucket.clone())
-        } else {
+        // Handles are moved, not cloned: a guard's cost is one clone.
+        let mut gate = Some(gate);
+        Self(if let Some(semaphore) = take(&mut gate) {
+            Kind::Semaphore(semaphore)
+        } else if let Some(breaker) = take(&mut gate) {
+            Kind::Breaker(breaker)
+        } else if let Some(bucket) = take(&mut gate) {
+            Kind::Bucket(bucket)
+        } else if let Some(gate) = gate {
             Kind::Gate(Arc::new(Box::new(gate)))
+        } else {
+            unreachable!("a gate is of one type")
         })
     }
 
@@ -116,6 +119,11 @@ impl Step {
             _ => self.as_gate().map_or(Needs::Nothing, Gate::needs),
         }
     }
+}
+
+/// Takes the gate out if it is of this type.
+fn take<T: 'static>(gate: &mut dyn Any) -> Option<T> {
+    gate.downcast_mut::<Option<T>>()?.take()
 }
 
 /// Enters a gate that may not have been told that its caller won't wait, or doesn't look.
