@@ -430,7 +430,7 @@ impl Lane {
     /// After a wait, asks the gates that were passed before it whether their passes still hold.
     fn ask_still(&mut self, steps: &[Step]) -> Result<(), End> {
         for (place, step) in steps[..self.depth as usize].iter().enumerate() {
-            if let Some(gate) = step.as_gate() {
+            if let Some(gate) = step.as_revoking_gate() {
                 let [a, b] = *self.frame(place);
                 gate.still(&Pass::new(a, b), &self.call).map_err(|refusal| End::Refused(place, refusal))?;
             }

@@ -111,6 +111,14 @@ impl Step {
         }
     }
 
+    /// The gate, if it is one whose pass may stop holding during a wait: those that have a `still` of their own.
+    pub(crate) fn as_revoking_gate(&self) -> Option<&dyn Gate> {
+        match &self.0 {
+            Kind::Timeout(_) | Kind::Retry(_) | Kind::Semaphore(_) | Kind::Bucket(_) => None,
+            Kind::Breaker(_) | Kind::Gate(_) => self.as_gate(),
+        }
+    }
+
     /// How much of the clock the step needs, on the way in or out.
     pub(crate) fn needs(&self) -> Needs {
         match &self.0 {
