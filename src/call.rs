@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::cancel::CancelReason;
 use crate::context;
-use crate::error::Limit;
+use crate::error::{Cause, Limit};
 use crate::internal::seldom::Seldom;
 use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
@@ -223,9 +223,14 @@ impl Call {
         }
     }
 
-    /// Why the caller has cancelled, once it has.
-    pub(crate) fn cancel_reason(&self) -> CancelReason {
-        self.said.as_ref().and_then(|said| said.cancel_reason()).unwrap_or_default()
+    /// What a call that is cancelled has ended by.
+    pub(crate) fn cancelled(&self) -> Cause {
+        let reason = self.said.as_ref().and_then(|said| said.cancel_reason()).unwrap_or_default();
+        // A scope cancels its children at the deadline that they inherit from it: whichever they notice first, it is one.
+        if reason == CancelReason::Deadline && self.ambient && self.deadline <= Moment::now() {
+            return Cause::TimedOut(Limit::Context);
+        }
+        Cause::Cancelled(reason)
     }
 
     pub(crate) fn watch(&mut self, source: &impl CancelSource) {

@@ -39,11 +39,11 @@
 //! that it was abandoned, as for a deadline of the caller's. A call that the context's cancellation ends tells the
 //! reason.
 //!
-//! It holds for policies, for the methods of [`FutureExt`](crate::FutureExt). A gate that
+//! It holds for policies, for the methods of [`FutureExt`](crate::FutureExt) and for [scopes](crate::Scope). A gate that
 //! is used alone, through a [`Guard`](crate::Guard), inherits nothing: it can end in a refusal only. Nor does a call that
 //! says [`detached`](crate::CallBuilder::detached), or what runs within [`detach`].
 //!
-//! A context stays with its task. To take it along, spawn with [`spawn`], [`spawn_blocking`] or wrap what is
+//! A context stays with its task. To take it along, spawn with [`spawn`], [`spawn_blocking`] or a scope, or wrap what is
 //! spawned with [`carry`].
 //!
 //! # Cancellation
@@ -102,7 +102,7 @@ impl Context {
 
     /// When all of it must be over: a [`Duration`] counts from now. Of several the earliest counts.
     pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
-        self.deadline = self.deadline.min(deadline.into().from_now());
+        self.narrow(deadline.into());
         self
     }
 
@@ -196,6 +196,10 @@ impl Context {
         self.said.as_ref()
     }
 
+    pub(crate) fn narrow(&mut self, deadline: Deadline) {
+        self.deadline = self.deadline.min(deadline.from_now());
+    }
+
     /// This one inside of another.
     pub(crate) fn within(mut self, outer: &Self) -> Self {
         self.deadline = self.deadline.min(outer.deadline);
@@ -276,6 +280,11 @@ pub fn scope<F: Future>(context: Context, future: F) -> Scoped<F> {
 /// ```
 pub fn carry<F: Future>(future: F) -> Scoped<F> {
     Scoped { future: Some(future), context: current(), nested: true }
+}
+
+/// Runs a future in exactly this context.
+pub(crate) fn run_in<F>(context: Context, future: F) -> Scoped<F> {
+    Scoped { future: Some(future), context: Some(context), nested: true }
 }
 
 /// Runs a future without a context, whatever is around it: for what must go on when the request is over.

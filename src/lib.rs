@@ -38,6 +38,7 @@
 //! | [`TokenBucket`] | the peer allows so many calls per second |
 //! | [`Semaphore`] | the peer can do so many things at once |
 //! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
+//! | [`Scope`] | several things are done at once, and end together |
 //! | [`context`] | the deadline and the cancellation of a request hold for all that it calls |
 //! | [`Gate`] | you have a rule of admission of your own |
 //! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
@@ -90,6 +91,7 @@ pub mod breaker;
 mod call;
 pub mod cancel;
 pub mod context;
+mod cut;
 mod error;
 mod ext;
 pub mod gate;
@@ -104,6 +106,7 @@ pub mod rate;
 pub mod retry;
 pub mod run;
 mod said;
+pub mod scope;
 pub mod semaphore;
 mod step;
 pub mod verdict;
@@ -118,6 +121,7 @@ mod readme {}
 pub use breaker::{BreakerBuilder, BreakerCounts, CircuitBreaker, State};
 pub use call::{Attempt, Call, CallBuilder, CancelSource, Deadline, Key, Priority};
 pub use cancel::{Cancel, CancelReason, Cancelled};
+pub use cut::{CutShort, OnCancel};
 pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Refusal, Stop};
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};
@@ -127,6 +131,7 @@ pub use policy::{Judged, Policy, PolicyBuilder, Steps};
 pub use rate::{Rate, TokenBucket, TokenBucketBuilder};
 pub use retry::{Backoff, Jitter, OnRefusal, RatioBuilder, Retry, RetryBudget, ShareBuilder};
 pub use run::Run;
+pub use scope::{ChildEnd, ChildPanic, Mapped, Scope, ScopeEnd};
 pub use semaphore::{Semaphore, SemaphoreBuilder};
 pub use step::Step;
 pub use verdict::{ByPolicy, ByResult, Classify, Verdict};

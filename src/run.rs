@@ -175,7 +175,7 @@ fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) 
         End::TimedOut(None) => Cause::TimedOut(lane.call().limit()),
         End::TimedOut(place) => Cause::TimedOut(lane::limit(steps, place)),
         End::Refused(_, refusal) => Cause::Refused(refusal),
-        End::Cancelled | End::Judged(_) => Cause::Cancelled(lane.call().cancel_reason()),
+        End::Cancelled | End::Judged(_) => lane.call().cancelled(),
     };
     Error::new(cause, last, lane.made(), stop).with_elapsed(lane.elapsed())
 }
