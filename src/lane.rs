@@ -32,6 +32,8 @@ type Frame = [u64; 2];
 enum Phase {
     /// Not polled yet, and the caller has set nothing that could end it.
     Bare,
+    /// The same, and polled: a context that it has not found at its first poll, it does not find later.
+    StillBare,
     /// Not polled yet.
     Start,
     Done,
@@ -204,7 +206,12 @@ impl Lane {
     /// there is nothing to give back.
     #[inline]
     pub(crate) fn is_bare(&self) -> bool {
-        self.phase == Phase::Bare && !context::is_present()
+        (self.phase == Phase::Bare && !context::is_present()) || self.phase == Phase::StillBare
+    }
+
+    #[inline]
+    pub(crate) fn stay_bare(&mut self) {
+        self.phase = Phase::StillBare;
     }
 
     #[inline]
@@ -374,7 +381,7 @@ impl Lane {
                     }
                 }
                 Phase::Running => return Poll::Ready(Ok(())),
-                Phase::Bare | Phase::Start | Phase::Done => panic!("polled again after it was ready"),
+                Phase::Bare | Phase::StillBare | Phase::Start | Phase::Done => panic!("polled again after it was ready"),
             }
         }
     }
@@ -634,7 +641,7 @@ impl Lane {
     /// Whether there is anything to [give back](Lane::give_back).
     #[inline]
     pub(crate) fn holds(&self) -> bool {
-        !matches!(self.phase, Phase::Bare | Phase::Start | Phase::Done)
+        !matches!(self.phase, Phase::Bare | Phase::StillBare | Phase::Start | Phase::Done)
     }
 
     /// Gives everything back when the call is dropped half-way.

@@ -110,7 +110,10 @@ where
             this.operation.set(this.make.make(this.lane.call().view()));
         }
         let Some(operation) = this.operation.as_mut().as_pin_mut() else { return Poll::Pending };
-        let result = ready!(operation.poll(cx));
+        let Poll::Ready(result) = operation.poll(cx) else {
+            this.lane.stay_bare();
+            return Poll::Pending;
+        };
         this.lane.end_bare();
         this.operation.set(None);
         let verdict = this.judge.classify(&result);
