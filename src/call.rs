@@ -31,12 +31,20 @@ pub struct Call {
     cost: u32,
     priority: Option<Priority>,
     lane: u8,
-    /// Whether `deadline` still counts from the first poll.
-    relative: bool,
+    /// Where `deadline` comes from, but for the steps.
+    origin: Origin,
     patient: bool,
     detached: bool,
-    /// Whether `deadline`, but for the steps, is that of the context.
-    ambient: bool,
+}
+
+/// Where the deadline of a call comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// From the caller, as a moment.
+    Caller,
+    /// From the caller, as a duration from the first poll, which is still to come.
+    FirstPoll,
+    Context,
 }
 
 impl Call {
@@ -50,10 +58,9 @@ impl Call {
             cost: 1,
             priority: None,
             lane: 0,
-            relative: false,
+            origin: Origin::Caller,
             patient: true,
             detached: false,
-            ambient: false,
         }
     }
 
@@ -155,8 +162,8 @@ impl Call {
     /// the context.
     #[inline]
     pub(crate) fn start(&mut self, said: Option<&Arc<Said>>) {
-        if self.relative {
-            self.relative = false;
+        if self.origin == Origin::FirstPoll {
+            self.origin = Origin::Caller;
             self.deadline = self.now().plus_nanos(self.deadline.nanos());
         }
         if said.is_some() {
@@ -173,8 +180,9 @@ impl Call {
             return;
         }
         context::with(|context| {
-            self.ambient = context.ends() < self.deadline;
-            self.deadline = self.deadline.min(context.ends());
+            if context.ends() < self.deadline {
+                (self.deadline, self.origin) = (context.ends(), Origin::Context);
+            }
             self.priority = self.priority.or(context.get_priority());
             said::add(&mut self.said, context.said());
         });
@@ -182,7 +190,7 @@ impl Call {
 
     /// The limit that has passed if it was that of no step.
     pub(crate) fn limit(&self) -> Limit {
-        if self.ambient { Limit::Context } else { Limit::Caller }
+        if self.origin == Origin::Context { Limit::Context } else { Limit::Caller }
     }
 
     /// Narrows the deadline to that of a step, or widens it to what it was before.
@@ -227,7 +235,7 @@ impl Call {
     pub(crate) fn cancelled(&self) -> Cause {
         let reason = self.said.as_ref().and_then(|said| said.cancel_reason()).unwrap_or_default();
         // A scope cancels its children at the deadline that they inherit from it: whichever they notice first, it is one.
-        if reason == CancelReason::Deadline && self.ambient && self.deadline <= Moment::now() {
+        if reason == CancelReason::Deadline && self.origin == Origin::Context && self.deadline <= Moment::now() {
             return Cause::TimedOut(Limit::Context);
         }
         Cause::Cancelled(reason)
@@ -398,7 +406,7 @@ enum When {
 
 impl Deadline {
     /// The moment, for those who have no first poll: a duration counts from now.
-    pub(crate) fn from_now(self) -> Moment {
+    pub(crate) fn counted_now(self) -> Moment {
         match self.0 {
             When::After(after) => Moment::now() + after,
             When::At(at) => at,
@@ -486,9 +494,9 @@ impl<P: Steps, C> CallBuilder<P, C> {
     /// Of a deadline and a policy's timeout the earlier one wins. When it is the caller's that passes, gates hear that
     /// the call was abandoned, which is no failure of the peer.
     pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
-        (self.call.deadline, self.call.relative) = match deadline.into().0 {
-            When::After(after) => (Moment::from_nanos(crate::internal::time::nanos(after)), true),
-            When::At(at) => (at, false),
+        (self.call.deadline, self.call.origin) = match deadline.into().0 {
+            When::After(after) => (Moment::from_nanos(crate::internal::time::nanos(after)), Origin::FirstPoll),
+            When::At(at) => (at, Origin::Caller),
         };
         self
     }
@@ -503,6 +511,21 @@ impl<P: Steps, C> CallBuilder<P, C> {
 
     /// Has the call inherit nothing from the [context](crate::context) of the task: for what must go on although the
     /// request is over.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use resile::Policy;
+    /// use resile::context::{self, Context};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("audit").build()?;
+    /// context::scope(Context::new().deadline(Duration::from_millis(10)), async {
+    ///     let written = policy.call().detached().run_with(|call| async move { Ok::<_, ()>(call.remaining()) });
+    ///     assert_eq!(written.await.unwrap(), Duration::MAX);
+    /// })
+    /// .await;
+    /// # Ok(()) }
+    /// ```
     pub const fn detached(mut self) -> Self {
         self.call.detached = true;
         self

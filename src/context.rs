@@ -180,10 +180,10 @@ impl Context {
     pub fn cancelled(&self) -> impl Future<Output = CancelReason> + Send + 'static {
         let mut said = self.said.clone();
         std::future::poll_fn(move |cx| match &mut said {
-            Some(said) => match said::poll_cancelled(said, cx) {
-                true => Poll::Ready(said.cancel_reason().unwrap_or_default()),
-                false => Poll::Pending,
-            },
+            Some(said) => {
+                let cancelled = said::poll_cancelled(said, cx);
+                if cancelled { Poll::Ready(said.cancel_reason().unwrap_or_default()) } else { Poll::Pending }
+            }
             None => Poll::Pending,
         })
     }
@@ -197,7 +197,7 @@ impl Context {
     }
 
     pub(crate) fn narrow(&mut self, deadline: Deadline) {
-        self.deadline = self.deadline.min(deadline.from_now());
+        self.deadline = self.deadline.min(deadline.counted_now());
     }
 
     /// This one inside of another.
@@ -288,6 +288,17 @@ pub(crate) fn run_in<F>(context: Context, future: F) -> Scoped<F> {
 }
 
 /// Runs a future without a context, whatever is around it: for what must go on when the request is over.
+///
+/// ```
+/// use resile::context::{self, Context};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// context::scope(Context::new().key("tenant", 7_u32), async {
+///     assert!(context::detach(async { context::current() }).await.is_none());
+/// })
+/// .await;
+/// # }
+/// ```
 pub fn detach<F: Future>(future: F) -> Scoped<F> {
     Scoped { future: Some(future), context: None, nested: true }
 }

@@ -11,12 +11,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use resile::context::{Context as RequestContext, Scoped};
 use resile::run::Plain;
 use resile::{
-    Acquire, Attempt, ByPolicy, ByResult, Call, CallBuilder, CircuitBreaker, ConfigError, Deadline, Entry, Erased,
-    Error, ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Jitter, Judged, Key, Limit, Moment, OneShot,
-    Outcome, Pass, Policy, PolicyBuilder, Priority, Rate, Reason, Refusal, Retry, RetryBudget, Run, Semaphore, State,
-    Stop, Ticket, Times, TokenBucket, Verdict,
+    Acquire, Attempt, ByPolicy, ByResult, Call, CallBuilder, Cancel, CancelReason, Cancelled, ChildEnd, ChildPanic,
+    CircuitBreaker, ConfigError, CutShort, Deadline, Entry, Erased, Error, ErrorKind, Fault, FewSteps, Finding,
+    FutureExt, Gate, Guard, Jitter, Judged, Key, Limit, Mapped, Moment, OnCancel, OneShot, Outcome, Pass, Policy,
+    PolicyBuilder, Priority, Rate, Reason, Refusal, Retry, RetryBudget, Run, Scope, ScopeEnd, Semaphore, State, Stop,
+    Ticket, Times, TokenBucket, Verdict,
 };
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -84,7 +86,16 @@ fn handles_and_values_are_cloned_shared_and_kept_everywhere() {
     assert_value::<ByResult>();
     assert_value::<ByPolicy>();
     assert_value::<Judged<'static, ByResult>>();
+    assert_value::<Cancel>();
+    assert_value::<CancelReason>();
+    assert_value::<RequestContext>();
+    assert_value::<CutShort>();
 
+    assert_shared::<Scope<(), ()>>();
+    assert_shared::<ScopeEnd<(), ()>>();
+    assert_shared::<ChildEnd<(), ()>>();
+    assert_shared::<ChildPanic>();
+    assert_shared::<Mapped<(), (), std::ops::Range<u32>, fn(u32) -> Ready>>();
     assert_shared::<PolicyBuilder>();
     assert_shared::<Error<()>>();
     assert_shared::<Erased>();
@@ -201,6 +212,9 @@ fn a_wait_and_a_guard_move_into_tasks() {
     fn assert_moves<T: Debug + Send + 'static>() {}
     assert_moves::<Acquire>();
     assert_moves::<Guard>();
+    assert_moves::<Cancelled>();
+    assert_moves::<Scoped<Ready>>();
+    assert_moves::<OnCancel<Ready, fn(CutShort)>>();
     assert_moves::<OneShot<Ready>>();
     assert_moves::<Run<Policy, Plain<fn() -> Ready>, Ready, ByResult>>();
     assert_moves::<CallBuilder<Policy, ByResult>>();

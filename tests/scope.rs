@@ -604,7 +604,9 @@ proptest! {
             if keep_going {
                 scope = scope.keep_going();
             }
-            acts.iter().for_each(|act| scope.spawn(act.run()));
+            for act in &acts {
+                scope.spawn(act.run());
+            }
             (scope.wait().await.into_children(), started.elapsed())
         });
         prop_assert_eq!(ends.len(), acts.len());

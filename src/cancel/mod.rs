@@ -170,6 +170,7 @@ impl Cancel {
     }
 
     /// Cancels without saying why; see [`cancel_with`](Cancel::cancel_with).
+    #[allow(clippy::must_use_candidate, reason = "who was first is rarely of interest")]
     pub fn cancel(&self) -> bool {
         self.cancel_with(CancelReason::Unspecified)
     }
@@ -260,7 +261,9 @@ impl Node {
         while let Some(node) = nodes.get(next) {
             let children: Vec<Arc<Self>> = node.children.lock().list.iter().filter_map(Weak::upgrade).collect();
             if let Some(reason) = node.reason.get() {
-                children.iter().for_each(|child| child.mark(reason));
+                for child in &children {
+                    child.mark(reason);
+                }
             }
             nodes.extend(children);
             next += 1;

@@ -86,7 +86,7 @@
 //!
 //! # Cost
 //!
-//! A task per child, and an allocation when it is first pending. A scope does not limit how many children it has; `map`
+//! A task per child, and a few allocations when it is first pending. A scope does not limit how many children it has; `map`
 //! does.
 //!
 //! # Not for
@@ -132,7 +132,7 @@ pub struct Scope<T, E> {
     patience: Option<Waiting<()>>,
 }
 
-type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
 
 /// What binds a child to its scope.
 #[derive(Clone)]
@@ -364,13 +364,11 @@ impl Link {
         }
         let cancelled = self.context.cancelled();
         let Some(deadline) = self.context.get_deadline() else { return cancelled.await };
-        match tokio::time::timeout_at(deadline, cancelled).await {
-            Ok(reason) => reason,
-            Err(_) => {
-                self.cancel.cancel_with(CancelReason::Deadline);
-                self.context.cancel_reason().unwrap_or(CancelReason::Deadline)
-            }
+        if let Ok(reason) = tokio::time::timeout_at(deadline, cancelled).await {
+            return reason;
         }
+        self.cancel.cancel_with(CancelReason::Deadline);
+        self.context.cancel_reason().unwrap_or(CancelReason::Deadline)
     }
 
     /// Waits until children are to be dropped. Outside of the cooperative budget, so that a greedy child can't put it off.
