@@ -381,7 +381,9 @@ impl Lane {
                     }
                 }
                 Phase::Running => return Poll::Ready(Ok(())),
-                Phase::Bare | Phase::StillBare | Phase::Start | Phase::Done => panic!("polled again after it was ready"),
+                Phase::Bare | Phase::StillBare | Phase::Start | Phase::Done => {
+                    panic!("polled again after it was ready")
+                }
             }
         }
     }

@@ -257,7 +257,10 @@ proptest! {
         let mut family = vec![Some(Cancel::new())];
         for act in acts {
             let living: Vec<usize> = (0..family.len()).filter(|at| family[*at].is_some()).collect();
-            let Some(one) = (!living.is_empty()).then(|| |at: usize| living[at % living.len()]) else { break };
+            if living.is_empty() {
+                break;
+            }
+            let one = |at: usize| living[at % living.len()];
             match act {
                 Act::Child(at) => {
                     naive.child(one(at));

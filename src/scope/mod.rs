@@ -60,7 +60,7 @@
 //! | a child fails or panics | the others are cancelled with [`SiblingFailed`](CancelReason::SiblingFailed), unless the scope [keeps going](Scope::keep_going) |
 //! | the deadline passes | all are cancelled with [`Deadline`](CancelReason::Deadline) |
 //! | the [handle](Scope::cancel_handle) is cancelled, also by a child | all are cancelled with its reason, the child itself at its next await |
-//! | the [context](crate::context) in which the scope was made is cancelled, or its deadline passes | the same, with its reason |
+//! | the [context] in which the scope was made is cancelled, or its deadline passes | the same, with its reason |
 //! | a child is spawned after any of these | it is never polled, and counts as cancelled |
 //! | a deadline of zero | the same for all: none is polled, and the scope is left at once |
 //! | it is cancelled after a child has finished | that child's result stays |
