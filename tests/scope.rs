@@ -425,9 +425,13 @@ fn a_child_that_never_awaits_is_left_behind_and_named() {
         });
         running.await.unwrap();
         scope.cancel_with(CancelReason::Shutdown);
-        scope.wait().await.into_children()
+        let (_, stuck) = scope.next().await.unwrap();
+        // The scope can still be used, as one that is closed.
+        scope.spawn(Living::default().hang());
+        let (_, late) = scope.next().await.unwrap();
+        vec![stuck, late]
     });
-    assert_eq!(words(&ends), ["stuck"]);
+    assert_eq!(words(&ends), ["stuck", "cancelled shutdown"]);
     drop(go);
 }
 

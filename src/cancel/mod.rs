@@ -338,3 +338,26 @@ impl fmt::Debug for Cancelled {
         f.debug_struct("Cancelled").field("cancel", &self.cancel).finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_remembers_no_more_dropped_children_than_living_ones() {
+        let parent = Cancel::new();
+        let mut living = Vec::new();
+        let remembered = || parent.0.children.lock().list.len();
+        for round in 0..1_000 {
+            let child = parent.child();
+            if round % 10 == 0 {
+                living.push(child);
+            }
+            assert!(remembered() <= 2 * living.len() + 1, "{} of {}", remembered(), living.len());
+        }
+        while living.pop().is_some() {
+            assert!(remembered() <= 2 * living.len(), "{} of {}", remembered(), living.len());
+        }
+        assert!(parent.0.children.lock().list.capacity() <= 4);
+    }
+}

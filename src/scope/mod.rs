@@ -297,6 +297,7 @@ impl<T: Send + 'static, E: Send + 'static> Scope<T, E> {
                     ready!(patience.as_mut().poll(cx));
                     // Whoever still runs is left to itself: the tasks are told to abort, if they ever listen.
                     self.tasks = JoinSet::new();
+                    self.patience = None;
                     continue;
                 }
             };
