@@ -77,10 +77,37 @@ fn a_breaker_outside_of_a_retry_is_found() {
 }
 
 #[test]
-fn gates_whose_refusals_are_tried_again_are_found() {
-    let mut all = found(canonical(retry().on_refusal(OnRefusal::Retry)));
+fn gates_whose_refusals_are_tried_again_without_end_are_found() {
+    let policy = Policy::named("p")
+        .retry(retry().on_refusal(OnRefusal::Retry))
+        .gate(CircuitBreaker::builder())
+        .gate(Semaphore::permits(64))
+        .timeout(secs(1));
+    let mut all = found(policy);
+    all.retain(|(lint, _)| *lint != Lint::NoCallTimeout);
     all.sort_by_key(|(_, step)| *step);
-    assert_eq!(all, [3, 4, 5].map(|step| (Lint::RefusalsRetried, Some(step))));
+    assert_eq!(all, [2, 3].map(|step| (Lint::RefusalsRetried, Some(step))));
+    assert_eq!(found(canonical(retry().on_refusal(OnRefusal::Retry))), [], "a call's own limit ends it");
+}
+
+#[test]
+fn a_breaker_that_stays_open_for_longer_than_its_refusals_are_tried_again_is_found() {
+    let policy = |open: u64, on_refusal| {
+        Policy::named("p")
+            .timeout(secs(30))
+            .timeout(secs(2))
+            .retry(retry().on_refusal(on_refusal))
+            .gate(CircuitBreaker::builder().open_for(secs(open)))
+            .timeout(secs(1))
+    };
+    assert_eq!(found(policy(2, OnRefusal::Retry)), [(Lint::OpenOutlastsCall, Some(4))]);
+    assert_eq!(found(policy(1, OnRefusal::Retry)), []);
+    assert_eq!(found(policy(2, OnRefusal::Stop)), []);
+    let findings = policy(5, OnRefusal::Retry).build().unwrap().lint();
+    assert_eq!(
+        findings[0].to_string(),
+        "step 4: once open it stays so for 5s, and a call has 2s: to try its refusals again is no use"
+    );
 }
 
 #[test]
