@@ -90,7 +90,10 @@ impl fmt::Display for Limit {
     }
 }
 
-/// Why a failed operation was not tried again.
+/// Why there was no further attempt.
+///
+/// It is told where there is an error to tell it: when attempts end on an `Ok` that was judged bad, the caller gets that
+/// `Ok` and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stop {
@@ -98,7 +101,7 @@ pub enum Stop {
     NoRetry,
     /// The verdict said that another try won't help, or a refusal or a limit was final.
     Final,
-    /// `max_attempts` were made, or the backoff had no further delay.
+    /// `max_attempts` were made, the backoff had no further delay, or a gate refused a thousand times.
     Attempts,
     /// The next attempt would have begun after `max_elapsed`.
     Elapsed,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::call::Call;
 use crate::context;
-use crate::error::{Limit, Refusal, Stop};
+use crate::error::{Limit, Reason, Refusal, Stop};
 use crate::gate::{Entry, Needs, Outcome, Pass, Ticket, Times};
 use crate::internal::seldom::Seldom;
 use crate::internal::time::{Moment, Timer};
@@ -344,6 +344,20 @@ impl Lane {
         }
     }
 
+    /// After a wait: the retry that makes no attempt with as little time as is left.
+    fn too_late(&mut self, steps: &[Step]) -> Option<usize> {
+        let mut ends = self.call.ends();
+        for (place, step) in steps.iter().enumerate().rev() {
+            match &step.0 {
+                // What the deadline was outside of it.
+                Kind::Timeout(_) => ends = Moment::from_nanos(self.frame(place)[0]),
+                Kind::Retry(retry) if !retry.leaves_time(self.call.now(), ends) => return Some(place),
+                _ => {}
+            }
+        }
+        None
+    }
+
     fn poll_steps(
         &mut self,
         steps: &[Step],
@@ -361,6 +375,10 @@ impl Lane {
                         return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
                     }
                     if self.phase == Phase::Entering {
+                        if let Some(place) = self.too_late(steps) {
+                            let refusal = Refusal::new("retry", Reason::TooLate);
+                            return Poll::Ready(Err(End::Refused(place, refusal)));
+                        }
                         self.arrive(steps, self.now());
                     }
                 }
@@ -564,8 +582,11 @@ impl Lane {
         if let Outcome::Judged(_, times) | Outcome::Abandoned(times) = outcome {
             self.ended = times.ended;
         }
+        // What was refused was no attempt: the number stays that of the next one to be made.
+        if self.operating {
+            self.call.next_attempt();
+        }
         self.operating = false;
-        self.call.next_attempt();
         self.phase = if until.is_some() { Phase::Backoff } else { Phase::Entering };
         self.until = until.unwrap_or(Moment::NEVER);
     }
