@@ -148,7 +148,7 @@ impl Delays {
 
 impl fmt::Debug for Delays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Delays").field(&self.0.as_ref().map_or(0, |running| running.len())).finish()
+        f.debug_tuple("Delays").field(&self.0.as_ref().map_or(0, Vec::len)).finish()
     }
 }
 
