@@ -262,11 +262,11 @@ impl fmt::Debug for Call {
     }
 }
 
-fn instant(deadline: Moment) -> Option<Instant> {
+pub(crate) fn instant(deadline: Moment) -> Option<Instant> {
     if deadline == Moment::NEVER { None } else { deadline.to_instant() }
 }
 
-fn remaining(deadline: Moment, now: impl FnOnce() -> Moment) -> Duration {
+pub(crate) fn remaining(deadline: Moment, now: impl FnOnce() -> Moment) -> Duration {
     if deadline == Moment::NEVER { Duration::MAX } else { deadline.since(now()) }
 }
 
@@ -429,6 +429,13 @@ impl From<Instant> for Deadline {
 impl From<std::time::Instant> for Deadline {
     fn from(at: std::time::Instant) -> Self {
         Self(When::At(at.into()))
+    }
+}
+
+/// As [`Call::deadline`] and [`Attempt::deadline`] tell it: `None` is no deadline.
+impl From<Option<Instant>> for Deadline {
+    fn from(at: Option<Instant>) -> Self {
+        Self(When::At(at.map_or(Moment::NEVER, Moment::from)))
     }
 }
 

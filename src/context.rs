@@ -418,10 +418,10 @@ fn nest(context: &mut Option<Context>) {
 }
 
 /// While it lives, the context is that of the thread; then what was there before comes back.
-struct Entered<'a>(&'a mut Option<Context>);
+pub(crate) struct Entered<'a>(&'a mut Option<Context>);
 
 impl<'a> Entered<'a> {
-    fn new(context: &'a mut Option<Context>) -> Self {
+    pub(crate) fn new(context: &'a mut Option<Context>) -> Self {
         swap(context);
         Self(context)
     }

@@ -12,7 +12,7 @@ const UNKNOWN: u64 = u64::MAX;
 
 /// Why a call did not succeed, with the operation's own error kept.
 ///
-/// The error tells the four ways to fail apart ([`Error::kind`]), counts the attempts, and hands the operation's last
+/// The error tells the ways to fail apart ([`Error::kind`]), counts the attempts, and hands the operation's last
 /// error back, also when the call ended by a timeout or an empty budget. It puts no bound on `E`; where `E` is an
 /// error, so is this, and its source is the operation's.
 ///
@@ -44,17 +44,22 @@ pub struct Error<E> {
 #[derive(Clone, Debug)]
 pub(crate) enum Cause {
     Failed,
+    /// With the message of the panic.
+    Panicked(Arc<str>),
     TimedOut(Limit),
     Refused(Refusal),
     Cancelled(CancelReason),
 }
 
-/// The four ways a call can fail.
+/// The ways a call can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The operation failed, and was not (or no longer) tried again.
     Failed,
+    /// The operation panicked on a thread of its own, as an [offloaded](crate::blocking) one does. A panic on the
+    /// caller's thread goes on unwinding instead.
+    Panicked,
     /// A time limit of the policy or of the caller passed.
     TimedOut,
     /// A gate did not let the call in.
@@ -126,11 +131,12 @@ impl<E> Error<E> {
         self
     }
 
-    /// Which of the four ways it was.
+    /// Which of the ways it was.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self.cause {
             Cause::Failed => ErrorKind::Failed,
+            Cause::Panicked(_) => ErrorKind::Panicked,
             Cause::TimedOut(_) => ErrorKind::TimedOut,
             Cause::Refused(_) => ErrorKind::Refused,
             Cause::Cancelled(_) => ErrorKind::Cancelled,
@@ -153,6 +159,15 @@ impl<E> Error<E> {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.kind() == ErrorKind::Cancelled
+    }
+
+    /// The message of the panic, if that is how the call ended.
+    #[must_use]
+    pub fn panic_message(&self) -> Option<&str> {
+        match &self.cause {
+            Cause::Panicked(message) => Some(message),
+            _ => None,
+        }
     }
 
     /// The time limit that passed, if that is how the call ended.
@@ -265,6 +280,36 @@ impl<E> Error<E> {
     }
 }
 
+impl<E> Error<Error<E>> {
+    /// Makes one error of two, for an operation that ends in an [`Error`] itself: what an inner policy or an
+    /// [offloaded](crate::blocking) job ended in, if that is why the call failed, and otherwise what ended the call.
+    /// Attempts, time and [`Stop`] are the outer call's.
+    ///
+    /// ```
+    /// use resile::{ErrorKind, Policy, Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let full = Semaphore::permits(1).max_queue(0).build()?;
+    /// let inner = Policy::named("inner").gate(full.clone()).build()?;
+    /// let outer = Policy::named("outer").build()?;
+    ///
+    /// let _held = full.try_acquire()?;
+    /// let error = outer.run(|| inner.run(|| async { Ok::<_, std::io::Error>(42) })).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Failed);
+    /// let error = error.flatten();
+    /// assert_eq!(error.refusal().unwrap().reason(), Reason::QueueFull);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn flatten(self) -> Error<E> {
+        let Self { last, cause, hint, elapsed, attempts, stop } = self;
+        match (cause, last) {
+            (Cause::Failed, Some(inner)) => Error { elapsed, attempts, stop, ..inner },
+            (cause, inner) => Error { last: inner.and_then(|inner| inner.last), cause, hint, elapsed, attempts, stop },
+        }
+    }
+}
+
 fn known(nanos: u64) -> Option<Duration> {
     (nanos != UNKNOWN).then_some(Duration::from_nanos(nanos))
 }
@@ -296,6 +341,7 @@ impl<E> fmt::Display for Error<E> {
                     Stop::Budget => " and the retry budget is empty",
                 })
             }
+            Cause::Panicked(message) => write!(f, "the operation panicked in attempt {attempts}: {message}"),
             Cause::TimedOut(limit) if attempts == 0 => write!(f, "timed out before the first attempt: {limit} passed"),
             Cause::TimedOut(limit) => write!(f, "timed out in attempt {attempts}: {limit} passed"),
             Cause::Refused(refusal) => fmt::Display::fmt(refusal, f),

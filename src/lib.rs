@@ -40,6 +40,7 @@
 //! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
 //! | [`Scope`] | several things are done at once, and end together |
 //! | [`context`] | the deadline and the cancellation of a request hold for all that it calls |
+//! | [`Blocking`], [`Compute`] | code blocks or computes, and must neither hold up the runtime nor pile up |
 //! | [`Gate`] | you have a rule of admission of your own |
 //! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
 //! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
@@ -87,6 +88,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod blocking;
 pub mod breaker;
 mod call;
 pub mod cancel;
@@ -118,6 +120,7 @@ pub mod design {}
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+pub use blocking::{Blocking, BlockingBuilder, Compute, ComputeBuilder, Job, Offload};
 pub use breaker::{BreakerBuilder, BreakerCounts, CircuitBreaker, State};
 pub use call::{Attempt, Call, CallBuilder, CancelSource, Deadline, Key, Priority};
 pub use cancel::{Cancel, CancelReason, Cancelled};

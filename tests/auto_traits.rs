@@ -421,3 +421,19 @@ fn a_run_adds_no_more_than_420_bytes_to_its_operation() {
     println!("{added}");
     assert!(added <= 420, "{added}");
 }
+
+#[test]
+fn offloaded_jobs_are_handles_and_values_like_the_others() {
+    use resile::{Blocking, Compute, Job, Offload};
+
+    assert_value::<Blocking>();
+    assert_value::<Compute>();
+    assert_value::<Job>();
+
+    let compute = Compute::builder().threads(1).build().unwrap();
+    let job = assert_static(compute.run(|_| Cell::new(0)));
+    assert!(!implements!(job, Sync), "what it is to run need not be");
+    assert!(!implements!(job, Unpin));
+    assert!(!implements!(job, Clone));
+    assert!(!implements!(None::<Offload<Rc<()>>>, Send));
+}

@@ -183,6 +183,12 @@ impl Semaphore {
         self.0.queue.lock().len()
     }
 
+    /// How many may wait.
+    #[must_use]
+    pub fn max_queue(&self) -> u32 {
+        self.0.max_queue
+    }
+
     /// Changes the limit while in use.
     ///
     /// Raised, it serves the queue at once. Lowered, it takes nothing away: no permit is granted until enough have come
