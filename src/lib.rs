@@ -41,6 +41,7 @@
 //! | [`Scope`] | several things are done at once, and end together |
 //! | [`context`] | the deadline and the cancellation of a request hold for all that it calls |
 //! | [`Blocking`], [`Compute`] | code blocks or computes, and must neither hold up the runtime nor pile up |
+//! | [`Health`] | somebody asks whether the process is alive and ready |
 //! | [`Gate`] | you have a rule of admission of your own |
 //! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
 //! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
@@ -98,6 +99,7 @@ mod error;
 mod ext;
 pub mod gate;
 mod guard;
+pub mod health;
 mod internal;
 mod lane;
 mod lint;
@@ -128,6 +130,7 @@ pub use cut::{CutShort, OnCancel};
 pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Refusal, Stop};
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};
+pub use health::{Health, HealthBuilder};
 pub use internal::time::Moment;
 pub use lint::{Finding, Lint};
 pub use policy::{Judged, Policy, PolicyBuilder, Steps};

@@ -423,12 +423,19 @@ fn a_run_adds_no_more_than_420_bytes_to_its_operation() {
 }
 
 #[test]
-fn offloaded_jobs_are_handles_and_values_like_the_others() {
-    use resile::{Blocking, Compute, Job, Offload};
+fn offloaded_jobs_and_health_are_handles_and_values_like_the_others() {
+    use resile::health::{Check, HealthReason, HealthReport, Signal, Symptom};
+    use resile::{Blocking, Compute, Health, Job, Offload};
 
     assert_value::<Blocking>();
     assert_value::<Compute>();
     assert_value::<Job>();
+    assert_value::<Health>();
+    assert_value::<HealthReport>();
+    assert_value::<HealthReason>();
+    assert_value::<Signal>();
+    assert_value::<Symptom>();
+    assert_shared::<Check>();
 
     let compute = Compute::builder().threads(1).build().unwrap();
     let job = assert_static(compute.run(|_| Cell::new(0)));
