@@ -43,6 +43,8 @@ enum Phase {
     Queued,
     /// Between two attempts, until `until`.
     Backoff,
+    /// About to enter for another attempt.
+    Again,
     /// All steps are passed.
     Running,
 }
@@ -387,12 +389,12 @@ impl Lane {
                         return Poll::Ready(Err(end));
                     }
                 }
-                Phase::Backoff => {
-                    match ready!(self.poll_pause(timer.as_mut(), self.until, cx)) {
-                        Woken::Due => {}
-                        Woken::Deadline => return Poll::Ready(Err(End::TimedOut(self.fired(steps)))),
-                        Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
-                    }
+                Phase::Backoff => match ready!(self.poll_pause(timer.as_mut(), self.until, cx)) {
+                    Woken::Due => self.phase = Phase::Again,
+                    Woken::Deadline => return Poll::Ready(Err(End::TimedOut(self.fired(steps)))),
+                    Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
+                },
+                Phase::Again => {
                     self.phase = Phase::Entering;
                     if let Err(end) = self.ask_still(steps) {
                         return Poll::Ready(Err(end));
@@ -454,7 +456,7 @@ impl Lane {
         }
     }
 
-    /// After a wait, asks the gates that were passed before it whether their passes still hold.
+    /// After a wait or an attempt, asks the gates that were passed before it whether their passes still hold.
     fn ask_still(&mut self, steps: &[Step]) -> Result<(), End> {
         for (place, step) in steps[..self.depth as usize].iter().enumerate() {
             if let Some(gate) = step.as_revoking_gate() {
@@ -587,7 +589,7 @@ impl Lane {
             self.call.next_attempt();
         }
         self.operating = false;
-        self.phase = if until.is_some() { Phase::Backoff } else { Phase::Entering };
+        self.phase = if until.is_some() { Phase::Backoff } else { Phase::Again };
         self.until = until.unwrap_or(Moment::NEVER);
     }
 
