@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -397,6 +398,12 @@ impl Name {
     }
 }
 
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
 /// By what it says, wherever that lies.
 impl PartialEq for Name {
     fn eq(&self, other: &Self) -> bool {
@@ -467,6 +474,8 @@ pub enum Reason {
     ForcedOpen,
     /// The gate was closed for good.
     Closed,
+    /// The service takes no more work: it is shutting down.
+    Draining,
     /// A reason of a gate of your own.
     Other(&'static str),
 }
@@ -483,6 +492,7 @@ impl fmt::Display for Reason {
             Self::Probing => "the circuit is half open and its probes are on their way",
             Self::ForcedOpen => "the circuit is held open",
             Self::Closed => "it is closed",
+            Self::Draining => "it takes no more work",
             Self::Other(reason) => reason,
         })
     }

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use resile::{
-    Acquire, Backoff, Call, CircuitBreaker, Entry, Error, FutureExt, Gate, Guard, Outcome, Pass, Policy, PolicyBuilder,
-    Rate, Refusal, Retry, RetryBudget, Semaphore, State, Ticket, TokenBucket, Verdict,
+    Acquire, Backoff, Call, CircuitBreaker, Drain, Entry, Error, FutureExt, Gate, Guard, Outcome, Pass, Policy,
+    PolicyBuilder, Rate, Refusal, Retry, RetryBudget, Semaphore, State, Ticket, TokenBucket, Verdict,
 };
 use support::hand::{Clock, Flag, catch_boom, poll_once};
 use support::journal::{Heard, Journal, Passage};
@@ -45,13 +45,15 @@ enum Kind {
     Tokens,
     /// A bucket without: the call must wait.
     Empty,
+    /// A drain that is open: the call has a name there.
+    Drain,
     /// A gate of our own.
     Own,
     /// A gate of our own that names the moment until which the call must wait.
     OwnDelay,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Timeout,
     Kind::Retry,
     Kind::RetryRatio,
@@ -62,6 +64,7 @@ const KINDS: [Kind; 12] = [
     Kind::HalfOpen,
     Kind::Tokens,
     Kind::Empty,
+    Kind::Drain,
     Kind::Own,
     Kind::OwnDelay,
 ];
@@ -158,6 +161,7 @@ impl World {
                 bucket.try_take(1).unwrap();
                 Watched::Bucket(bucket)
             }
+            Kind::Drain => Watched::Drain(Drain::new()),
             Kind::Own => Watched::Spy(Spy::new("own", &Journal::default())),
             Kind::OwnDelay => Watched::Spy(Spy::new("delay", &Journal::default()).that(Manner::Delays(STEP))),
         })
@@ -185,6 +189,7 @@ impl World {
                 Part::Gate(Watched::Semaphore(gate)) => shot.through(gate),
                 Part::Gate(Watched::Bucket(gate)) => shot.through(gate),
                 Part::Gate(Watched::Breaker(gate)) => shot.through(gate),
+                Part::Gate(Watched::Drain(drain)) => shot.through(&drain.part("call")),
                 Part::Gate(Watched::Spy(gate)) => shot.through(gate),
                 Part::Gate(Watched::Budget(_)) => unreachable!("a budget is no gate"),
             };
@@ -293,6 +298,7 @@ impl Part {
             Self::Gate(Watched::Semaphore(gate)) => builder.gate(gate),
             Self::Gate(Watched::Bucket(gate)) => builder.gate(gate),
             Self::Gate(Watched::Breaker(gate)) => builder.gate(gate),
+            Self::Gate(Watched::Drain(drain)) => builder.gate(drain.part("call")),
             Self::Gate(Watched::Spy(gate)) => builder.gate(gate),
             Self::Gate(Watched::Budget(_)) => unreachable!("a budget is no gate"),
         }
@@ -313,6 +319,7 @@ impl AssertBack for Watched {
             Reading::Bucket { tokens, queued } => assert_eq!((tokens, queued), (TOKENS - spent, 0)),
             Reading::Breaker { state: State::HalfOpen, places, .. } => assert_eq!(places, PROBES - judged),
             Reading::Breaker { state, calls, .. } => assert_eq!((state, calls), (State::Closed, judged.into())),
+            Reading::Drain { in_flight, named } => assert_eq!((in_flight, named), (0, 0)),
             Reading::Spy { passes, tickets } => assert_eq!((passes, tickets), (0, 0)),
             Reading::Budget { .. } => unreachable!("a budget is no gate"),
         }
@@ -1018,14 +1025,24 @@ fn a_poll_after_the_end_panics_and_takes_nothing() {
 }
 
 /// Whatever can be waited for alone, as it is waited for alone.
-const GATES: [Kind; 8] =
-    [Kind::Free, Kind::Full, Kind::Closed, Kind::HalfOpen, Kind::Tokens, Kind::Empty, Kind::Own, Kind::OwnDelay];
+const GATES: [Kind; 9] = [
+    Kind::Free,
+    Kind::Full,
+    Kind::Closed,
+    Kind::HalfOpen,
+    Kind::Tokens,
+    Kind::Empty,
+    Kind::Drain,
+    Kind::Own,
+    Kind::OwnDelay,
+];
 
 fn acquire(part: &Part) -> Acquire {
     match part {
         Part::Gate(Watched::Semaphore(gate)) => gate.acquire(),
         Part::Gate(Watched::Bucket(gate)) => gate.acquire(),
         Part::Gate(Watched::Breaker(gate)) => gate.acquire(),
+        Part::Gate(Watched::Drain(drain)) => drain.part("guard").acquire(),
         Part::Gate(Watched::Spy(gate)) => Guard::acquire(gate.clone()),
         other => unreachable!("{other:?} is no gate"),
     }
