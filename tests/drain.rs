@@ -95,7 +95,9 @@ async fn when_the_grace_is_over_the_rest_is_cancelled_with_the_reason() {
 #[tokio::test(start_paused = true)]
 async fn what_does_not_end_when_told_is_reported_by_name() {
     let drain = Drain::builder().cancel_wait(secs(5)).build().unwrap();
-    let (old, _, young) = (drain.track("sse"), sleep(secs(10)).await, drain.track("sse"));
+    let old = drain.track("sse").unwrap();
+    sleep(secs(10)).await;
+    let young = drain.track("sse").unwrap();
     let (job, request) = (drain.track(format!("job {}", 7)), drain.acquire().await);
     hold_for(drain.try_acquire().unwrap(), secs(1));
     hold_for(drain.try_acquire().unwrap(), secs(22));
@@ -104,8 +106,8 @@ async fn what_does_not_end_when_told_is_reported_by_name() {
     assert_eq!((numbers(&report), report.took(), report.is_clean()), ((1, 1, 4), secs(25), false));
     assert_eq!(stuck(&report), [("sse", 2, secs(35)), ("job 7", 1, secs(25))]);
     assert_eq!(report.unnamed(), 1);
-    let drawn = "closed in 25s: 1 finished, 1 cancelled, still in: sse ×2 for 35s, job 7 ×1 for 25s, 1 unnamed";
-    assert_eq!(report.to_string(), drawn);
+    let line = "closed in 25s: 1 finished, 1 cancelled, still in: sse ×2 for 35s, job 7 ×1 for 25s, 1 unnamed";
+    assert_eq!(report.to_string(), line);
 
     drop((old, young, job, request));
     assert_eq!((drain.in_flight(), drain.phase()), (0, Phase::Done), "who is late is out all the same");
@@ -173,8 +175,9 @@ async fn once_closed_it_refuses_everybody_and_a_refusal_changes_nothing() {
 
     let policy = Policy::named("users").gate(drain.clone()).build().unwrap();
     let ran = AtomicBool::new(false);
-    let error = policy.run(|| async { Ok::<_, ()>(ran.store(true, Ordering::Relaxed)) }).await.unwrap_err();
-    let shot = infallible(async { ran.store(true, Ordering::Relaxed) }).through(&drain).await.unwrap_err();
+    let run = || infallible(async { ran.store(true, Ordering::Relaxed) });
+    let error = policy.run(run).await.unwrap_err();
+    let shot = run().through(&drain).await.unwrap_err();
     let spawned = drain.spawn("job", async {}).unwrap_err();
     let refusals = [
         drain.try_acquire().unwrap_err(),
@@ -202,7 +205,7 @@ async fn a_call_under_a_policy_is_in_flight_until_it_ends_or_is_dropped() {
     let policy = Policy::named("users").gate(drain.part("users")).timeout(secs(1)).gate(drain.clone()).build().unwrap();
     assert_eq!(policy.to_string(), "users: users → timeout 1s → drain");
     let in_flight = || (drain.in_flight(), drain.held().len());
-    policy.run(|| async { Ok::<_, ()>(assert_eq!(in_flight(), (2, 1))) }).await.unwrap();
+    assert_eq!(policy.run(|| async { Ok::<_, ()>(in_flight()) }).await.unwrap(), (2, 1));
     assert_eq!(in_flight(), (0, 0));
     assert!(policy.run(pending::<Result<(), ()>>).await.unwrap_err().is_timeout());
     assert_eq!(in_flight(), (0, 0));
@@ -614,7 +617,7 @@ async fn it_closes_and_opens_under_load_without_losing_count() {
 #[tokio::test(start_paused = true)]
 async fn a_hyper_connection_finishes_its_request_and_ends() {
     let drain = Drain::new();
-    let (client, server) = tokio::io::duplex(4096);
+    let (here, there) = tokio::io::duplex(4096);
     let service = hyper::service::service_fn(|_| async {
         sleep(secs(2)).await;
         Ok::<_, Infallible>(hyper::Response::new(String::from("slow")))
@@ -622,7 +625,7 @@ async fn a_hyper_connection_finishes_its_request_and_ends() {
     let connection = drain.spawn("connection", {
         let closing = drain.closing();
         async move {
-            let io = hyper_util::rt::TokioIo::new(server);
+            let io = hyper_util::rt::TokioIo::new(there);
             let mut connection =
                 std::pin::pin!(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
             tokio::select! {
@@ -633,7 +636,7 @@ async fn a_hyper_connection_finishes_its_request_and_ends() {
         }
     });
     let (mut sender, client) =
-        hyper::client::conn::http1::handshake::<_, String>(hyper_util::rt::TokioIo::new(client)).await.unwrap();
+        hyper::client::conn::http1::handshake::<_, String>(hyper_util::rt::TokioIo::new(here)).await.unwrap();
     tokio::spawn(client);
     let answer = sender.send_request(hyper::Request::new(String::new()));
     let answer = tokio::spawn(answer);

@@ -72,19 +72,23 @@
 //!
 //! # With a server
 //!
-//! [`closing`](Drain::closing) is the future that axum's `with_graceful_shutdown` and hyper-util's `GracefulShutdown` want
-//! to be told by. Those wait for all connections, and that has no bound: a single open stream (server-sent events, a
-//! WebSocket) holds the server for ever. Spawn the server in the drain, and end streams by the token: then the grace is
-//! the bound, and a server that has not ended is in the report.
+//! [`closing`](Drain::closing) is the future by which axum's `with_graceful_shutdown` and a hyper connection's
+//! `graceful_shutdown` are told to stop. What they then wait for has no bound: one open stream (server-sent events) holds
+//! the server for ever, and an upgraded connection (a WebSocket) is not waited for at all. So give the server a place,
+//! which it leaves when its last connection is closed, give each request one, which its body holds, and each WebSocket's
+//! task one; and let streams end by the token. Then the bound is that of the drain, and whoever keeps to its seat is in
+//! the report.
 //!
 //! ```text
-//! let server = axum::serve(listener, app).with_graceful_shutdown(drain.closing());
-//! drain.spawn("http", async { server.await })?;
+//! let serving = axum::serve(listener, app).with_graceful_shutdown(drain.closing());
+//! let place = drain.track("server")?;
+//! tokio::spawn(async move { let served = serving.await; drop(place); served });
+//!
 //! terminate.recv().await;
 //! println!("{}", drain.close(Duration::from_secs(20)).await);
 //! ```
 //!
-//! The example `graceful` in the repository does it with a slow handler, a stream and a job, under load.
+//! The example `graceful` in the repository does all of that, under load.
 //!
 //! # Cancellation
 //!
@@ -459,6 +463,7 @@ impl Drain {
     /// drain.try_acquire()?.success();
     /// # Ok(()) }
     /// ```
+    #[must_use = "it stays closed if it is not done"]
     pub fn reopen(&self) -> bool {
         self.0.reopen()
     }

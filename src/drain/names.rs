@@ -95,9 +95,14 @@ impl Held {
     }
 }
 
+/// What is drawn: nobody reads nanoseconds.
+pub(crate) const fn whole_millis(time: Duration) -> Duration {
+    time.saturating_sub(Duration::from_nanos(time.subsec_nanos() as u64 % 1_000_000))
+}
+
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ×{} for {:?}", self.name(), self.count, self.longest)
+        write!(f, "{} ×{} for {:?}", self.name(), self.count, whole_millis(self.longest))
     }
 }
 
@@ -117,6 +122,12 @@ mod tests {
         let held = Held::group(names.all(Moment::at(10)));
         let lines: Vec<_> = held.iter().map(|held| (held.name(), held.count(), held.longest().as_nanos())).collect();
         assert_eq!(lines, [("b", 2, 9), ("a", 1, 8)]);
+    }
+
+    #[test]
+    fn times_are_drawn_to_the_millisecond() {
+        let held = Held { name: A, count: 2, longest: Duration::from_nanos(3_014_188_744) };
+        assert_eq!(held.to_string(), "a ×2 for 3.014s");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::course::Account;
-use super::names::Held;
+use super::names::{Held, whole_millis};
 
 /// The report of [`Drain::close`](super::Drain::close): what became of everything that was in flight when it began.
 ///
@@ -80,7 +80,8 @@ impl Drained {
 
 impl fmt::Display for Drained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "closed in {:?}: {} finished, {} cancelled", self.took(), self.finished(), self.cancelled())?;
+        let took = whole_millis(self.took());
+        write!(f, "closed in {took:?}: {} finished, {} cancelled", self.finished(), self.cancelled())?;
         let mut between = ", still in: ";
         for held in &self.stuck {
             write!(f, "{between}{held}")?;
