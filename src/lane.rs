@@ -290,7 +290,8 @@ impl Lane {
                 Kind::Semaphore(gate) => gate.enter_at_once(cost),
                 Kind::Breaker(gate) => gate.enter_at_once(),
                 Kind::Bucket(gate) => gate.enter_at_once(cost, now),
-                Kind::Gate(_) => None,
+                Kind::Drain(gate) => gate.enter_at_once(),
+                Kind::Part(_) | Kind::Gate(_) => None,
             };
             let Some(pass) = pass else { break };
             *frame = pass.words();
@@ -524,6 +525,8 @@ impl Lane {
                 Kind::Retry(retry) => retry.leave_well([a, b], &self.call),
                 Kind::Semaphore(gate) => gate.give_back(a),
                 Kind::Breaker(gate) => gate.hear_good(a, b, times),
+                Kind::Drain(gate) => gate.give_back(),
+                Kind::Part(gate) => gate.give_back(a),
                 Kind::Gate(gate) => gate.leave(Pass::new(a, b), Outcome::Judged(verdict, times)),
             }
         }
@@ -574,6 +577,8 @@ impl Lane {
                 Kind::Semaphore(gate) => gate.give_back(a),
                 Kind::Breaker(gate) => gate.hear(a, b, outcome),
                 Kind::Bucket(gate) => gate.hear(&pass, outcome),
+                Kind::Drain(gate) => gate.give_back(),
+                Kind::Part(gate) => gate.give_back(a),
                 Kind::Gate(gate) => gate.leave(pass, *outcome),
             }
         }

@@ -98,7 +98,8 @@
 //! # Cost
 //!
 //! One compare-and-swap to enter, one subtraction to leave; no clock, no lock, no allocation. With a name, one reading of
-//! the clock, two short locks and an entry in a register. Closing spawns one task, which lives as long as the closing.
+//! the clock, two short locks and an entry in a register; [`track`](Drain::track) allocates the name's gate besides.
+//! Closing spawns one task, which lives as long as the closing.
 //!
 //! # Not for
 //!
@@ -491,6 +492,19 @@ impl Drain {
         Held::group(lines)
     }
 
+    #[inline]
+    pub(crate) fn enter_at_once(&self) -> Option<Pass> {
+        self.0.enter().then(Pass::default)
+    }
+
+    #[inline]
+    pub(crate) fn give_back(&self) {
+        if self.0.leave().was_last() {
+            self.0.wake_driver();
+        }
+    }
+
+    #[cold]
     fn refuse(&self) -> Refusal {
         Refusal::by(self.0.name.clone(), Reason::Draining)
     }
@@ -530,14 +544,12 @@ impl Shared {
 impl Gate for Drain {
     #[inline]
     fn enter(&self, _: &Call) -> Entry {
-        if self.0.enter() { Entry::Pass(Pass::default()) } else { Entry::Refused(self.refuse()) }
+        self.enter_at_once().map_or_else(|| Entry::Refused(self.refuse()), Entry::Pass)
     }
 
     #[inline]
     fn leave(&self, _: Pass, _: Outcome) {
-        if self.0.leave().was_last() {
-            self.0.wake_driver();
-        }
+        self.give_back();
     }
 
     /// After a wait: who has been let in, but has not begun, does not begin any more.

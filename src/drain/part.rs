@@ -1,6 +1,7 @@
 //! A drain's gate with a name.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::Drain;
 use super::names::UNNAMED;
@@ -11,9 +12,12 @@ use crate::guard::guarded;
 
 /// A gate of a [`Drain`] whose passes have a name while they are out; from [`Drain::part`].
 ///
-/// It lets in what the drain lets in, and refuses as it does. Its pass is the number of its entry in the register.
+/// A cheap handle. It lets in what the drain lets in, and refuses as it does. Its pass is the number of its entry in the
+/// register of names.
 #[derive(Clone)]
-pub struct DrainPart {
+pub struct DrainPart(Arc<Part>);
+
+struct Part {
     drain: Drain,
     name: Name,
 }
@@ -22,24 +26,11 @@ guarded!(DrainPart, "place, which is there as long as its drain is open");
 
 impl DrainPart {
     pub(super) fn new(drain: Drain, name: Name) -> Self {
-        Self { drain, name }
-    }
-}
-
-impl Gate for DrainPart {
-    fn enter(&self, call: &Call) -> Entry {
-        let shared = &self.drain.0;
-        if !shared.enter() {
-            return Entry::Refused(self.drain.refuse());
-        }
-        let (name, now) = (self.name.clone(), call.now());
-        let number = shared.names.lock().note(name, now);
-        Entry::Pass(Pass::new(number, 0))
+        Self(Arc::new(Part { drain, name }))
     }
 
-    fn leave(&self, pass: Pass, _: Outcome) {
-        let shared = &self.drain.0;
-        let [number, _] = pass.words();
+    pub(crate) fn give_back(&self, number: u64) {
+        let shared = &self.0.drain.0;
         let before = if number == UNNAMED {
             shared.leave()
         } else {
@@ -52,9 +43,26 @@ impl Gate for DrainPart {
             shared.wake_driver();
         }
     }
+}
+
+impl Gate for DrainPart {
+    fn enter(&self, call: &Call) -> Entry {
+        let Part { drain, name } = &*self.0;
+        if !drain.0.enter() {
+            return Entry::Refused(drain.refuse());
+        }
+        let (name, now) = (name.clone(), call.now());
+        let number = drain.0.names.lock().note(name, now);
+        Entry::Pass(Pass::new(number, 0))
+    }
+
+    fn leave(&self, pass: Pass, _: Outcome) {
+        let [number, _] = pass.words();
+        self.give_back(number);
+    }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
-        self.drain.still(pass, call)
+        self.0.drain.still(pass, call)
     }
 
     fn needs(&self) -> Needs {
@@ -62,12 +70,12 @@ impl Gate for DrainPart {
     }
 
     fn name(&self) -> &str {
-        self.name.as_str()
+        self.0.name.as_str()
     }
 }
 
 impl fmt::Debug for DrainPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DrainPart").field("name", &self.name).field("drain", &self.drain).finish()
+        f.debug_struct("DrainPart").field("name", &self.0.name).field("drain", &self.0.drain).finish()
     }
 }
