@@ -8,14 +8,14 @@
 mod support;
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use resile::{
-    Acquire, Backoff, Call, CircuitBreaker, Drain, Entry, Error, FutureExt, Gate, Guard, Outcome, Pass, Policy,
+    Acquire, Backoff, Call, CircuitBreaker, Drain, Entry, Error, FutureExt, Gate, Guard, Outcome, Pass, Phase, Policy,
     PolicyBuilder, Rate, Refusal, Retry, RetryBudget, Semaphore, State, Ticket, TokenBucket, Verdict,
 };
 use support::hand::{Clock, Flag, catch_boom, poll_once};
@@ -47,6 +47,8 @@ enum Kind {
     Empty,
     /// A drain that is open: the call has a name there.
     Drain,
+    /// A drain that begins to close while the call waits for something further in.
+    Draining,
     /// A gate of our own.
     Own,
     /// A gate of our own that names the moment until which the call must wait.
@@ -105,6 +107,8 @@ struct World {
     spies: Vec<Spy>,
     /// Permits that are held so that a semaphore is full.
     held: Vec<(Semaphore, Option<Guard>)>,
+    /// Drains that are still to close.
+    closing: Vec<Drain>,
     /// Waits behind the call for the same gate.
     bystander: Option<(Pin<Box<Acquire>>, Flag)>,
     bystanders: bool,
@@ -122,7 +126,15 @@ impl World {
     fn new(clock: &Clock, kinds: &[Kind], bystanders: bool) -> Self {
         let journal = Journal::default();
         let spies = SPIES[..=kinds.len()].iter().map(|name| Spy::new(name, &journal)).collect();
-        let mut world = Self { journal, parts: Vec::new(), spies, held: Vec::new(), bystander: None, bystanders };
+        let mut world = Self {
+            journal,
+            parts: Vec::new(),
+            spies,
+            held: Vec::new(),
+            closing: Vec::new(),
+            bystander: None,
+            bystanders,
+        };
         for kind in kinds {
             let part = world.part(clock, *kind);
             world.parts.push(part);
@@ -162,6 +174,11 @@ impl World {
                 Watched::Bucket(bucket)
             }
             Kind::Drain => Watched::Drain(Drain::new()),
+            Kind::Draining => {
+                let drain = Drain::new();
+                self.closing.push(drain.clone());
+                Watched::Drain(drain)
+            }
             Kind::Own => Watched::Spy(Spy::new("own", &Journal::default())),
             Kind::OwnDelay => Watched::Spy(Spy::new("delay", &Journal::default()).that(Manner::Delays(STEP))),
         })
@@ -200,6 +217,11 @@ impl World {
 
     /// Moves the world until the call is woken: a permit is granted first, else time passes. False if nothing helps.
     fn progress(&mut self, clock: &Clock, flag: &Flag) -> bool {
+        self.closing.retain(|drain| {
+            let begins = drain.in_flight() > 0;
+            assert!(!begins || poll_once(pin!(drain.close(Duration::MAX))).is_pending());
+            !begins
+        });
         if flag.woken() {
             return true;
         }
@@ -319,7 +341,10 @@ impl AssertBack for Watched {
             Reading::Bucket { tokens, queued } => assert_eq!((tokens, queued), (TOKENS - spent, 0)),
             Reading::Breaker { state: State::HalfOpen, places, .. } => assert_eq!(places, PROBES - judged),
             Reading::Breaker { state, calls, .. } => assert_eq!((state, calls), (State::Closed, judged.into())),
-            Reading::Drain { in_flight, named } => assert_eq!((in_flight, named), (0, 0)),
+            Reading::Drain { in_flight, named, phase } => {
+                assert_eq!((in_flight, named), (0, 0));
+                assert!(phase == Phase::Open || phase == Phase::Done, "{phase:?} with nobody in");
+            }
             Reading::Spy { passes, tickets } => assert_eq!((passes, tickets), (0, 0)),
             Reading::Budget { .. } => unreachable!("a budget is no gate"),
         }
@@ -539,6 +564,18 @@ fn a_call_with_a_deadline_dropped_at_any_point_leaves_nothing_behind() {
 #[test]
 fn a_call_cancelled_at_any_point_leaves_nothing_behind() {
     end_everywhere(stacks(), &ACTS, Form::Cancelled);
+}
+
+#[test]
+fn a_call_dropped_at_any_point_while_a_drain_closes_leaves_nothing_behind() {
+    let stacks = || {
+        let around = std::iter::once(Vec::new()).chain(singles()).chain(pairs());
+        let around = around.map(|inner| [vec![Kind::Draining], inner].concat());
+        around.chain(singles().map(|outer| [outer, vec![Kind::Draining, Kind::Retry]].concat()))
+    };
+    for form in [Form::Run, Form::Deadline, Form::Cancelled] {
+        end_everywhere(stacks(), &ACTS, form);
+    }
 }
 
 #[test]

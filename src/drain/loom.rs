@@ -111,6 +111,17 @@ fn who_leaves_when_time_is_up_is_out_or_in_the_report_by_name() {
 }
 
 #[test]
+fn who_leaves_after_it_was_told_ends_the_wait_too() {
+    explore(|| {
+        let drain = Drain::builder().cancel_wait(LONGEST_CANCEL_WAIT).build().unwrap();
+        let leaver = spawn_drop(drain.try_acquire().unwrap());
+        assert_eq!(close(&drain, Duration::ZERO).still_in(), 0);
+        leaver.join().unwrap();
+        assert_done(&drain, 0);
+    });
+}
+
+#[test]
 fn of_two_who_close_one_drives_and_both_have_its_report() {
     explore(|| {
         let drain = drain();

@@ -307,7 +307,8 @@ impl Drain {
 
     /// Spawns a task that has a place with a name until its future is gone, and is dropped when the grace is over.
     ///
-    /// The task ends in `Err` with the reason if it was cancelled. To do something about it instead of being dropped,
+    /// The task ends in `Err` with the reason if it was cancelled. It is the service's and not a request's: it does not
+    /// inherit the [context](crate::context) in which it is spawned. To do something about it instead of being dropped,
     /// [`track`](Drain::track) a task of your own and look at the [`cancel_token`](Drain::cancel_token) in it.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Drain, Entry, Gate, Moment, Outcome, Pass, Reason, Refusal, RetryBudget, Semaphore, State,
-    Ticket, TokenBucket,
+    Call, CircuitBreaker, Drain, Entry, Gate, Moment, Outcome, Pass, Phase, Reason, Refusal, RetryBudget, Semaphore,
+    State, Ticket, TokenBucket,
 };
 
 use super::journal::{Event, Journal};
@@ -226,6 +226,7 @@ pub enum Reading {
     Drain {
         in_flight: u64,
         named: usize,
+        phase: Phase,
     },
     Spy {
         passes: usize,
@@ -248,7 +249,9 @@ impl Watched {
                 Reading::Breaker { state, places, calls: breaker.counts().calls }
             }
             Self::Budget(budget) => Reading::Budget { available: budget.available() },
-            Self::Drain(drain) => Reading::Drain { in_flight: drain.in_flight(), named: drain.held().len() },
+            Self::Drain(drain) => {
+                Reading::Drain { in_flight: drain.in_flight(), named: drain.held().len(), phase: drain.phase() }
+            }
             Self::Spy(spy) => {
                 let (passes, tickets) = spy.out();
                 Reading::Spy { passes, tickets }
