@@ -520,6 +520,14 @@ fn a_runtime_that_is_shut_down_does_not_leave_it_half_closed() {
 }
 
 #[test]
+fn a_runtime_without_timers_does_not_leave_it_half_closed() {
+    let drain = Drain::new();
+    let _stuck = drain.track("stuck").unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(numbers(&runtime.block_on(drain.close(secs(20)))), (0, 0, 1));
+}
+
+#[test]
 fn it_can_be_closed_on_one_thread_and_left_on_another() {
     let drain = Drain::new();
     let guard = drain.track("thread").unwrap();

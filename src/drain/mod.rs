@@ -36,7 +36,8 @@
 //!
 //! * **Open** lets everybody in.
 //! * **Closing** lets nobody in. What is in goes on, but begins nothing new: a call whose retry stands inside of the
-//!   drain makes no further attempt, and one that waits in a queue inside of it is refused when its turn comes.
+//!   drain makes no further attempt, and one that waits in a queue inside of it is refused when its turn comes. A retry
+//!   around the drain takes its refusal as final.
 //! * **Cancelling** has told the rest to stop: [`cancel_token`](Drain::cancel_token) is cancelled with
 //!   [`CancelReason::Shutdown`], and tasks of [`spawn`](Drain::spawn) are dropped.
 //! * **Done** has a report: how many finished, how many only after they were told, and the names of those still in.
@@ -249,7 +250,7 @@ impl IntoGate for DrainBuilder {
     }
 }
 
-guarded!(Drain, "place, which is there as long as it is open");
+guarded!(Drain, "place");
 
 impl Default for Drain {
     fn default() -> Self {
@@ -378,8 +379,8 @@ impl Drain {
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime, before it has changed anything. If the runtime is shut down on the way, the closing
-    /// ends at once with what is still in.
+    /// Outside of a tokio runtime, before it has changed anything. If the runtime is shut down on the way, or has no time
+    /// driver for a grace that ends, the closing ends at once with what is still in.
     pub fn close(&self, grace: Duration) -> impl Future<Output = Drained> + Send + 'static + use<> {
         let drain = self.clone();
         async move {

@@ -22,7 +22,7 @@ struct Part {
     name: Name,
 }
 
-guarded!(DrainPart, "place, which is there as long as its drain is open");
+guarded!(DrainPart, "place");
 
 impl DrainPart {
     pub(super) fn new(drain: Drain, name: Name) -> Self {
