@@ -484,7 +484,8 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
-    /// How many permits or tokens the call takes at each gate: 1 unless said. A cost of 0 takes none.
+    /// How many permits or tokens the call takes at each gate: 1 unless said. A cost of 0 takes no permits, and is refused
+    /// where tokens are counted.
     pub const fn cost(mut self, cost: u32) -> Self {
         self.call.cost = cost;
         self

@@ -134,7 +134,10 @@ pub use health::{Health, HealthBuilder};
 pub use internal::time::Moment;
 pub use lint::{Finding, Lint};
 pub use policy::{Judged, Policy, PolicyBuilder, Steps};
-pub use rate::{Rate, TokenBucket, TokenBucketBuilder};
+pub use rate::{
+    LeakyBucket, LeakyBucketBuilder, LimitFields, Quota, QuotaBuilder, QuotaPolicy, Rate, RetryAfter, ServiceLimit,
+    SlidingWindow, SlidingWindowBuilder, Snapshot, TokenBucket, TokenBucketBuilder,
+};
 pub use retry::{Backoff, Jitter, OnRefusal, RatioBuilder, Retry, RetryBudget, ShareBuilder};
 pub use run::Run;
 pub use scope::{ChildEnd, ChildPanic, Mapped, Scope, ScopeEnd};
