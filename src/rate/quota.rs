@@ -101,7 +101,8 @@ limiter!(Quota, QuotaBuilder, u64);
 
 impl QuotaBuilder {
     /// How many of those that a window leaves over are added to the next one, at most: none unless said. They add up over
-    /// idle windows, never to more than this. A burst at a boundary can be so much larger.
+    /// idle windows, never to more than this. A burst at a boundary can be so much larger. Only for windows of the calendar:
+    /// from first use nothing is left of a window that nobody began.
     pub const fn carry_over(mut self, most: u64) -> Self {
         self.carry_over = most;
         self
@@ -130,12 +131,13 @@ impl QuotaBuilder {
     ///
     /// # Errors
     ///
-    /// A limit of 0 or above 10^9 per second; a window of 0 or above 366 days; a carry-over above 10^15; an offset above 18
+    /// A limit of 0 or above 10^9 per second; a window of 0 or above 366 days; a carry-over above 10^15, or any from first use; an offset above 18
     /// hours; a queue above 16,777,216.
     pub fn build(self) -> Result<Quota, ConfigError> {
         let mut faults = Faults::of("quota");
         check(&mut faults, self.limit, self.window);
-        faults.check(self.carry_over <= MOST_CARRIED, "carry_over", &self.carry_over, "0 to 10^15");
+        let most = if matches!(self.window, Window::Calendar(_)) { MOST_CARRIED } else { 0 };
+        faults.check(self.carry_over <= most, "carry_over", &self.carry_over, "0 to 10^15, 0 from first use");
         let offset = Duration::from_nanos(u64::try_from(self.east.unsigned_abs()).unwrap_or(u64::MAX));
         faults.check(offset <= LONGEST_OFFSET, "offset", &offset, "0 to 18 hours");
         check_queue(&mut faults, self.waits.max_queue);
@@ -392,5 +394,195 @@ impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let windows = self.0.read(|_, windows| *windows);
         write!(f, "{} {} per {}", self.0.name().as_str(), windows.limit, windows.run.window())
+    }
+}
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const DAY: u64 = 86_400 * SECOND;
+
+    /// Window by window, as one would with pencil and paper.
+    struct Model {
+        limit: i128,
+        carry: i128,
+        left: i128,
+        /// The end of the window that runs, if one does.
+        end: Option<u64>,
+    }
+
+    impl Model {
+        /// Closes windows up to a moment; `next` says when the window that begins at a moment ends.
+        fn advance(&mut self, now: u64, next: impl Fn(u64) -> u64) {
+            while let Some(end) = self.end.filter(|end| *end <= now) {
+                self.left = self.limit + self.left.min(self.carry);
+                self.end = Some(next(end));
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Ask {
+        Take(u64),
+        Charge(u64),
+        PutBack(u64),
+    }
+
+    fn asks() -> impl Strategy<Value = Vec<(u64, Ask)>> {
+        let ask = prop_oneof![
+            6 => (1_u64..9).prop_map(Ask::Take),
+            1 => (1_u64..20).prop_map(Ask::Charge),
+            1 => (1_u64..4).prop_map(Ask::PutBack),
+        ];
+        // In thousandths of a window.
+        let step = prop_oneof![
+            3 => Just(0), 6 => 0_u64..300, 2 => 0_u64..3000, 1 => Just(1000), 1 => 0_u64..40_000
+        ];
+        proptest::collection::vec((step, ask), 1..100)
+    }
+
+    fn assert_advice(windows: &Windows, now: Moment, cost: u64) -> Result<(), TestCaseError> {
+        let mut asked = *windows;
+        let Take::At(due) = asked.take(now, cost) else { return Ok(()) };
+        prop_assert!(due > now);
+        prop_assert_eq!(asked.take(now, cost), Take::At(due));
+        prop_assert_eq!(asked.take(Moment::from_nanos(due.nanos() - 1), cost), Take::At(due));
+        prop_assert!(matches!(asked.take(due, cost), Take::Now(_)), "{:?} at {:?}", windows, due);
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+        #[test]
+        fn windows_of_the_calendar_are_counted_as_with_pencil_and_paper(
+            limit in 1_u64..9, carry in 0_u64..20, begun in 0_u64..4_000_000_000,
+            unit in prop_oneof![
+                Just(Unit::Second), Just(Unit::Minute), Just(Unit::Hour), Just(Unit::Day), Just(Unit::Month)
+            ],
+            east in -18_i128..=18, asks in asks(),
+        ) {
+            let mut now = Moment::at(12_345);
+            let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(begun);
+            let calendar = Calendar::new(unit, wall, now, east * 3600 * i128::from(SECOND));
+            let end_of = |at: u64| calendar.start(calendar.index(Moment::from_nanos(at)) + 1).nanos();
+            let limits = (i128::from(limit), i128::from(carry));
+            let mut model = Model { limit: limits.0, carry: limits.1, left: limits.0, end: Some(end_of(now.nanos())) };
+            let run = Run::on(calendar, calendar.index(now));
+            let mut windows = Windows { limit, carry, left: limits.0, run };
+            for (step, ask) in asks {
+                now = now.plus_nanos(step * (nanos(unit.shortest()) / 1000));
+                model.advance(now.nanos(), end_of);
+                match ask {
+                    Ask::Take(cost) if cost <= windows.largest() => {
+                        assert_advice(&windows, now, cost)?;
+                        let fits = i128::from(cost) <= model.left;
+                        prop_assert_eq!(matches!(windows.take(now, cost), Take::Now(_)), fits);
+                        if fits {
+                            model.left -= i128::from(cost);
+                        }
+                    }
+                    Ask::Take(_) => {}
+                    Ask::Charge(units) => {
+                        windows.charge(now, units);
+                        model.left -= i128::from(units);
+                    }
+                    Ask::PutBack(units) => {
+                        windows.put_back(now, units);
+                        model.left = (model.left + i128::from(units)).min(model.limit + model.carry);
+                    }
+                }
+                let facts = windows.facts(now);
+                prop_assert_eq!(i128::from(facts.remaining), model.left.max(0));
+                if model.left > 0 {
+                    prop_assert_eq!(Some(facts.reset.nanos()), model.end);
+                }
+                prop_assert_eq!(facts.window, model.end.unwrap() - calendar.start(calendar.index(now)).nanos());
+            }
+        }
+
+        #[test]
+        fn windows_from_first_use_are_counted_as_with_pencil_and_paper(
+            limit in 1_u64..9, asks in asks(),
+        ) {
+            let (length, carry) = (7 * SECOND, 0);
+            let mut now = Moment::at(0);
+            let limits = (i128::from(limit), i128::from(carry));
+            let mut model = Model { limit: limits.0, carry: limits.1, left: limits.0, end: None };
+            let run = Run::FromFirstUse { length, begun: None };
+            let mut windows = Windows { limit, carry, left: limits.0, run };
+            for (step, ask) in asks {
+                now = now.plus_nanos(step * (length / 1000));
+                let ended = model.end.is_some_and(|end| end <= now.nanos());
+                // Windows that nobody begins pass all the same.
+                let mut seen = Model { ..model };
+                seen.advance(now.nanos(), |end| end + length);
+                let begin = |seen: Model| {
+                    let end = if ended || seen.end.is_none() { now.nanos() + length } else { seen.end.unwrap() };
+                    let fresh = seen.left == seen.limit;
+                    Model { end: (!fresh).then_some(end), ..seen }
+                };
+                match ask {
+                    Ask::Take(cost) if cost <= windows.largest() => {
+                        assert_advice(&windows, now, cost)?;
+                        let fits = i128::from(cost) <= seen.left;
+                        prop_assert_eq!(matches!(windows.take(now, cost), Take::Now(_)), fits);
+                        if fits {
+                            seen.left -= i128::from(cost);
+                            let end = if ended || seen.end.is_none() { now.nanos() + length } else { seen.end.unwrap() };
+                            model = Model { end: Some(end), ..seen };
+                        }
+                    }
+                    Ask::Take(_) => {}
+                    Ask::Charge(units) => {
+                        windows.charge(now, units);
+                        seen.left -= i128::from(units);
+                        model = begin(seen);
+                    }
+                    Ask::PutBack(units) => {
+                        windows.put_back(now, units);
+                        seen.left = (seen.left + i128::from(units)).min(seen.limit + seen.carry);
+                        model = begin(seen);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_stays_in_the_window() {
+        let wall = SystemTime::UNIX_EPOCH;
+        let calendar = Calendar::new(Unit::Day, wall, Moment::at(0), 0);
+        let run = Run::on(calendar, 0);
+        for run in [run, Run::FromFirstUse { length: DAY, begun: None }] {
+            let mut windows = Windows { limit: 3, carry: 0, left: 3, run };
+            let (early, late) = (Moment::at(1), Moment::at(3 * DAY + 1));
+            assert!(matches!(windows.take(late, 3), Take::Now(_)));
+            let Take::At(due) = windows.take(early, 1) else { panic!("none is left") };
+            assert_eq!(windows.take(late, 1), Take::At(due));
+            windows.charge(early, 1);
+            assert!(matches!(windows.take(early, 1), Take::At(then) if then >= due));
+        }
+    }
+
+    #[test]
+    fn what_is_undone_comes_back_to_its_own_window_only() {
+        for run in [
+            Run::on(Calendar::new(Unit::Second, SystemTime::UNIX_EPOCH, Moment::at(0), 0), 0),
+            Run::FromFirstUse { length: SECOND, begun: None },
+        ] {
+            let mut windows = Windows { limit: 3, carry: 0, left: 3, run };
+            let Take::Now(note) = windows.take(Moment::at(0), 2) else { panic!("three were there") };
+            let mut soon = windows;
+            soon.undo(note, 2);
+            assert_eq!(soon.facts(Moment::at(0)).remaining, 3);
+            assert!(matches!(windows.take(Moment::at(SECOND), 1), Take::Now(_)));
+            windows.undo(note, 2);
+            assert_eq!(windows.facts(Moment::at(SECOND)).remaining, 2);
+        }
     }
 }

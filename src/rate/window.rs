@@ -319,3 +319,262 @@ impl Ledger for Counting {
         either!(self, ledger => ledger.facts(now))
     }
 }
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const YEAR: u64 = 365 * 86_400 * 1_000_000_000;
+
+    #[derive(Clone, Debug)]
+    struct Ask {
+        step: u64,
+        cost: u64,
+        /// Undoes an earlier taking, or charges so many, instead.
+        instead: Option<Result<usize, u64>>,
+    }
+
+    /// Steps are in eighths of a window, or a nanosecond, or none, or a year; costs may be above the limit.
+    fn asks(window: u64) -> impl Strategy<Value = Vec<Ask>> {
+        let step = prop_oneof![
+            3 => Just(0),
+            2 => Just(1),
+            6 => 0..=window / 8,
+            2 => 0..=window * 2,
+            1 => Just(window),
+            1 => Just(YEAR),
+        ];
+        let instead = prop_oneof![
+            6 => Just(None),
+            1 => (0_usize..50).prop_map(|which| Some(Ok(which))),
+            1 => (1_u64..4).prop_map(|extra| Some(Err(extra))),
+        ];
+        proptest::collection::vec(
+            (step, 1_u64..8, instead).prop_map(|(step, cost, instead)| Ask { step, cost, instead }),
+            1..100,
+        )
+    }
+
+    fn rates() -> impl Strategy<Value = Rate> {
+        (1_u64..12, prop_oneof![Just(17_u64), Just(1000), Just(60_000_000_000)])
+            .prop_map(|(count, window)| Rate { count, period: window })
+    }
+
+    /// L7, L17: the advice is the first nanosecond at which the same question gets another answer, and asking changes
+    /// nothing.
+    fn assert_advice<L: Ledger>(ledger: &L, now: Moment, cost: u64) -> Result<(), TestCaseError> {
+        let mut asked = ledger.clone();
+        let Take::At(due) = asked.take(now, cost) else { return Ok(()) };
+        prop_assert!(due > now);
+        prop_assert_eq!(asked.clone().take(now, cost), Take::At(due));
+        let before = Moment::from_nanos(due.nanos() - 1);
+        prop_assert_eq!(asked.clone().take(before, cost), Take::At(due));
+        prop_assert!(matches!(asked.take(due, cost), Take::Now(_)), "{:?}", asked);
+        Ok(())
+    }
+
+    /// What remains can be taken and no more, and one more at the reset.
+    fn assert_facts<L: Ledger>(ledger: &L, now: Moment) -> Result<(), TestCaseError> {
+        let mut asked = ledger.clone();
+        let facts = asked.facts(now);
+        if facts.remaining > 0 {
+            prop_assert!(matches!(asked.take(now, facts.remaining), Take::Now(_)));
+        }
+        prop_assert_eq!(asked.take(now, 1), Take::At(facts.reset));
+        Ok(())
+    }
+
+    /// What was taken: when, how many, and the note by which it can be undone.
+    type Taken = Vec<(u64, u64, u64)>;
+
+    fn counted(taken: &Taken, from: u64, to: u64) -> u64 {
+        taken.iter().filter(|(at, ..)| (from..=to).contains(at)).map(|(_, units, _)| units).sum()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+        /// Against a list of all that was ever taken.
+        #[test]
+        fn the_log_counts_exactly(
+            (rate, asks) in rates().prop_flat_map(|rate| (Just(rate), asks(rate.period))),
+        ) {
+            let mut log = Log::new(rate);
+            let mut taken = Taken::new();
+            let mut owed = false;
+            let mut now = Moment::at(0);
+            for Ask { step, cost, instead } in asks {
+                now = now.plus_nanos(step);
+                let in_view = |taken: &Taken| counted(taken, (now.nanos() + 1).saturating_sub(rate.period), now.nanos());
+                match instead {
+                    Some(Ok(which)) if !taken.is_empty() => {
+                        let place = which % taken.len();
+                        let (at, units, note) = taken[place];
+                        // A log that is full may have moved what is owed.
+                        if !owed {
+                            log.undo(note, units);
+                            prop_assert_eq!(note, at);
+                            taken.remove(place);
+                        }
+                    }
+                    Some(Err(extra)) => {
+                        log.charge(now, extra);
+                        if log.taken.len() as u64 >= rate.count {
+                            owed = true;
+                        }
+                        taken.push((now.nanos(), extra, now.nanos()));
+                    }
+                    _ if cost <= rate.count && !owed => {
+                        assert_advice(&log, now, cost)?;
+                        let fits = in_view(&taken) + cost <= rate.count;
+                        match log.take(now, cost) {
+                            Take::Now(note) => {
+                                prop_assert!(fits);
+                                taken.push((now.nanos(), cost, note));
+                            }
+                            Take::At(_) => prop_assert!(!fits),
+                        }
+                    }
+                    _ => {}
+                }
+                if owed {
+                    prop_assert!(log.facts(now).remaining <= rate.count.saturating_sub(in_view(&taken)));
+                    owed = log.sum > 0;
+                } else {
+                    prop_assert_eq!(log.facts(now).remaining, rate.count.saturating_sub(in_view(&taken)));
+                    assert_facts(&log, now)?;
+                }
+                prop_assert!(log.taken.len() as u64 <= rate.count);
+            }
+        }
+
+        /// In no interval shorter than the window does more than the limit go.
+        #[test]
+        fn no_interval_of_a_log_holds_more_than_the_limit(
+            (rate, asks) in rates().prop_flat_map(|rate| (Just(rate), asks(rate.period))),
+        ) {
+            let mut log = Log::new(rate);
+            let mut taken = Taken::new();
+            let mut now = Moment::at(0);
+            for Ask { step, cost, .. } in asks {
+                now = now.plus_nanos(step);
+                if let Take::Now(note) = log.take(now, cost.min(rate.count)) {
+                    taken.push((now.nanos(), cost.min(rate.count), note));
+                }
+            }
+            for (from, ..) in &taken {
+                prop_assert!(counted(&taken, *from, from + rate.period - 1) <= rate.count);
+            }
+        }
+
+        /// The bounds that the page states: of the estimate against the exact count, and of what goes in any interval.
+        #[test]
+        fn two_counters_are_off_by_no_more_than_they_say(
+            (rate, asks) in rates().prop_flat_map(|rate| (Just(rate), asks(rate.period))),
+        ) {
+            let mut counters = Weighted::new(rate);
+            let mut taken = Taken::new();
+            let mut now = Moment::at(3);
+            for Ask { step, cost, instead } in asks {
+                now = now.plus_nanos(step);
+                if let (Some(Ok(which)), false) = (instead, taken.is_empty()) {
+                    let (_, units, note) = taken.remove(which % taken.len());
+                    counters.undo(note, units);
+                }
+                let cost = cost.min(rate.count);
+                assert_advice(&counters, now, cost)?;
+                assert_facts(&counters, now)?;
+                let (seen, elapsed) = counters.at(now);
+                let exact = seen.whole(counted(&taken, (now.nanos() + 1).saturating_sub(rate.period), now.nanos()));
+                let estimate = seen.estimate(elapsed);
+                let (over, left) = (u128::from(elapsed), u128::from(rate.period - elapsed));
+                prop_assert!(exact <= estimate + u128::from(seen.before) * over);
+                prop_assert!(exact + u128::from(seen.before) * left >= estimate);
+                let fits = estimate + seen.whole(cost) <= seen.whole(rate.count);
+                match counters.take(now, cost) {
+                    Take::Now(note) => {
+                        prop_assert!(fits);
+                        taken.push((now.nanos(), cost, note));
+                    }
+                    Take::At(_) => prop_assert!(!fits),
+                }
+            }
+            for (place, (from, ..)) in taken.iter().enumerate() {
+                for (to, ..) in taken[place..].iter().filter(|(to, ..)| to - from <= rate.period) {
+                    let sum = u128::from(counted(&taken, *from, *to)) * u128::from(rate.period);
+                    prop_assert!(sum <= u128::from(rate.count) * u128::from(rate.period + (to - from)));
+                }
+            }
+        }
+
+        /// What is put back never makes more go than was really free.
+        #[test]
+        fn what_is_put_back_counts_for_no_shorter_than_it_should(
+            (rate, asks) in rates().prop_flat_map(|rate| (Just(rate), asks(rate.period))), exact in any::<bool>(),
+        ) {
+            let mut counting = if exact { Counting::exact(rate) } else { Counting::weighted(rate) };
+            // The same without whatever is put back.
+            let mut really = counting.clone();
+            let mut now = Moment::at(0);
+            for Ask { step, cost, instead } in asks {
+                now = now.plus_nanos(step);
+                let cost = cost.min(rate.count);
+                if let (Take::Now(_), Some(_)) = (counting.clone().take(now, cost), instead) {
+                    let _taken = counting.take(now, cost);
+                    counting.put_back(now, cost);
+                } else if let Take::Now(_) = counting.take(now, cost) {
+                    prop_assert!(matches!(really.take(now, cost), Take::Now(_)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_gives_nothing_twice() {
+        let (early, late) = (Moment::at(0), Moment::at(10_000_000_000));
+        for mut counting in [Counting::exact(Rate::per_second(3)), Counting::weighted(Rate::per_second(3))] {
+            let _taken = counting.take(late, 3);
+            for _ in 0..3 {
+                let Take::At(due) = counting.take(early, 1) else { panic!("none is left") };
+                assert!(due > late);
+                assert_eq!(counting.take(late, 1), Take::At(due));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_owed_is_gone_after_a_window_or_two() {
+        let mut log = Log::new(Rate::per_second(3));
+        let mut counters = Weighted::new(Rate::per_second(3));
+        let now = Moment::from_nanos(5_000_000_000);
+        for _ in 0..10 {
+            log.charge(now, u64::from(u32::MAX));
+            counters.charge(now, u64::from(u32::MAX));
+        }
+        assert_eq!(log.take(now, 3), Take::At(now + Duration::from_secs(1)));
+        assert_eq!(counters.take(now, 3), Take::At(now + Duration::from_secs(2)));
+        log.charge(now, u64::MAX);
+        counters.charge(now, u64::MAX);
+        assert!(matches!(log.take(Moment::NEVER, 1), Take::Now(_)));
+        assert!(matches!(counters.take(Moment::NEVER, 1), Take::Now(_)));
+    }
+
+    #[test]
+    fn another_limit_keeps_what_was_taken() {
+        let now = Moment::from_nanos(5_500_000_000);
+        for mut counting in [Counting::exact(Rate::per_second(10)), Counting::weighted(Rate::per_second(10))] {
+            let _taken = counting.take(now, 6);
+            counting.set_rate(now, Rate::per_second(7));
+            assert_eq!(counting.facts(now).remaining, 1);
+            counting.set_rate(now, Rate::per_minute(7));
+            assert_eq!(counting.facts(now).remaining, 1);
+            counting.set_rate(now, Rate::per_minute(5));
+            assert_eq!(counting.facts(now).remaining, 0);
+            assert!(counting.facts(now).reset > now);
+        }
+    }
+}
