@@ -20,10 +20,10 @@ const DEFAULT_DEPTH: u32 = 1024;
 /// nothing. There is no window, so no boundary at which two bursts could meet.
 ///
 /// A call of cost 1 passes when one interval has gone by since the call before it; one of cost `n` passes just so, and the
-/// next one waits `n` intervals. In an interval of length `t` no more than `1 + ceil(rate × t)` calls of cost 1 pass. Who
-/// waits is woken by tokio's timers, which have a grain of a millisecond: a waiter that is late by up to two is booked as
-/// of its time, so that the rate is kept, and so at more than a thousand a second those who wait go in bunches of up to
-/// two milliseconds' worth.
+/// next one waits `n` intervals. Who comes up to two milliseconds late counts as in time, since tokio's timers are no finer
+/// and the rate could not be kept otherwise. So in an interval of length `t` no more than `1 + ceil(rate × (t + 2 ms))`
+/// calls of cost 1 pass: up to some hundred a second they are spaced, and at many thousands they come in bunches of two
+/// milliseconds' worth.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |
@@ -53,7 +53,7 @@ const DEFAULT_DEPTH: u32 = 1024;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct LeakyBucket(Arc<Shell<Word>>);
+pub struct LeakyBucket(Arc<Shell<Word<true>>>);
 
 /// Settings of a [`LeakyBucket`].
 #[derive(Clone, Debug)]

@@ -25,8 +25,8 @@ const LONGEST_SPAN: u64 = 1 << 58;
 const SHIFT: u32 = 62;
 /// How many units late still counts as in time. A token has at least two, so the bound holds: in a time `t` fewer than
 /// `burst + rate × t + 1` go out, for one unit of grace and less than one of rounding.
-pub(super) const GRAIN: u64 = 1;
-/// How late a timer may be, in nanoseconds, without a paced queue falling behind its rate.
+const GRAIN: u64 = 1;
+/// How late one may come, in nanoseconds, without a paced bucket falling behind its rate: timers are as late as that.
 const TIMER_GRAIN: u64 = 2_000_000;
 
 /// From where the next token counts: an idle bucket's state lies in the past and counts as now, but who comes a little
@@ -44,7 +44,8 @@ pub(super) struct Pace {
     /// A token is `1 << bits` units.
     pub(super) bits: u32,
     pub(super) burst: u32,
-    /// A call that costs more than the burst passes when the burst is there, and the next one waits for what it took.
+    /// A call that costs more than the burst passes when the burst is there, and the next one waits for what it took. There
+    /// is no burst to make up for the grain of timers, so it is allowed for.
     pub(super) paced: bool,
 }
 
@@ -109,9 +110,10 @@ impl Pace {
         if self.paced { u32::try_from(LONGEST_SPAN >> self.bits).unwrap_or(u32::MAX) } else { self.burst }
     }
 
-    /// So many nanoseconds in units, cut at a span.
-    fn units(self, nanos: u64) -> u64 {
-        ((u128::from(nanos) * u128::from(self.multiplier)) >> SHIFT).min(u128::from(LONGEST_SPAN)) as u64
+    /// How many units late still counts as in time.
+    #[inline]
+    fn grace(self) -> u64 {
+        if self.paced { ((u128::from(TIMER_GRAIN) * u128::from(self.multiplier)) >> SHIFT) as u64 } else { GRAIN }
     }
 
     /// So many units in nanoseconds, rounded up.
@@ -126,9 +128,10 @@ impl Pace {
         (rate * 1000.0).round() / 1000.0
     }
 
-    /// How long an empty bucket takes to fill, in nanoseconds.
+    /// How long an empty bucket takes to fill, in whole nanoseconds.
     pub(super) fn fill_time(self) -> u64 {
-        self.nanos(self.span())
+        // Rounded down, since the multiplier was.
+        ((u128::from(self.span()) << SHIFT) / u128::from(self.multiplier)) as u64
     }
 
     /// The state after taking so many tokens, no more than the burst, if they are there now.
@@ -138,23 +141,20 @@ impl Pace {
     #[inline]
     pub(super) fn take_now(self, state: u64, now: Moment, tokens: u32) -> Option<u64> {
         let time = self.virtual_time(now);
-        let next = from(state, time, GRAIN) + self.cost(tokens);
+        let next = from(state, time, self.grace()) + self.cost(tokens);
         (next <= time + self.span()).then_some(next)
     }
 
     /// Asks for tokens, no more than the largest cost, behind so many others that are spoken for but not taken yet.
     #[inline]
     pub(super) fn take(self, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
-        self.take_within(GRAIN, state, now, ahead, tokens)
+        self.take_within(self.grace(), state, now, ahead, tokens)
     }
 
     /// The same for the head of a queue, which was told its moment and comes as late as its timer is: it is booked as of
-    /// that moment if the next token is not due yet, so that the grain of timers does not add up. A paced queue has no
-    /// burst to make up for it, so there the grain itself is allowed for.
+    /// that moment if the next token is not due yet, so that the grain of timers does not add up.
     pub(super) fn take_as_told(self, state: u64, now: Moment, tokens: u32) -> Take {
-        let token = self.cost(1) - 1;
-        let grace = if self.paced { token.max(self.units(TIMER_GRAIN)) } else { token };
-        self.take_within(grace, state, now, 0, tokens)
+        self.take_within(self.grace().max(self.cost(1) - 1), state, now, 0, tokens)
     }
 
     fn take_within(self, grace: u64, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
@@ -179,7 +179,7 @@ impl Pace {
     /// [`LONGEST_SPAN`].
     pub(super) fn charge(self, state: u64, now: Moment, tokens: u32) -> u64 {
         let time = self.virtual_time(now);
-        let next = from(state, time, GRAIN) + self.any_cost(tokens);
+        let next = from(state, time, self.grace()) + self.any_cost(tokens);
         // A state that an earlier clock has left further ahead stays where it is.
         next.min(time + self.span() + LONGEST_SPAN).max(state)
     }
@@ -191,14 +191,14 @@ impl Pace {
 
     /// When one more token than are there now could have gone.
     pub(super) fn reset(self, state: u64, now: Moment) -> Moment {
-        let from = from(state, self.virtual_time(now), GRAIN);
+        let from = from(state, self.virtual_time(now), self.grace());
         self.moment(from + self.cost(self.available(state, now)) + self.cost(1) - self.span())
     }
 
     /// What is there, in units; what is owed is negative.
     fn level(self, state: u64, now: Moment) -> i128 {
         let time = self.virtual_time(now);
-        i128::from(time + self.span()) - i128::from(from(state, time, GRAIN).max(time))
+        i128::from(time + self.span()) - i128::from(from(state, time, self.grace()).max(time))
     }
 
     /// The state of another pace that has, or owes, as many tokens at this moment, fractions included, up to its burst.
@@ -231,8 +231,9 @@ mod tests {
     /// L4: intervals that are no whole nanoseconds lose nothing in the long run.
     #[test]
     fn the_long_run_rate_is_exact() {
-        for rate in [Rate::new(3, Duration::from_secs(7)), Rate::per_second(999_983), Rate::per_second(7)] {
-            let pace = Pace::new(rate, 1, false).unwrap();
+        let rates = [Rate::new(3, Duration::from_secs(7)), Rate::per_second(999_983), Rate::per_second(7)];
+        for (rate, paced) in rates.into_iter().flat_map(|rate| [(rate, false), (rate, true)]) {
+            let pace = Pace::new(rate, 1, paced).unwrap();
             let (mut state, mut now) = (0, Moment::at(0));
             let start = now;
             let tokens = 100_000_u64;
@@ -318,15 +319,80 @@ mod tests {
             }
         }
 
+        /// Against a bucket in whole numbers: its level is counted in the period's part of a token, and each nanosecond
+        /// brings as many as the count. Costs are settled and put back, too, and rates are changed.
+        #[test]
+        fn the_state_is_that_of_an_exact_bucket(
+            rates in (rates(), rates()), burst in 1_u32..20, paced in any::<bool>(),
+            steps in proptest::collection::vec((0_u64..4, 1_u32..30, 0_u32..8), 1..120),
+        ) {
+            // The largest cost of a paced bucket is owed at once, and it takes no more than it is late.
+            let burst = if paced { 1 } else { burst };
+            let (rate, other) = rates;
+            let mut pace = Pace::new(rate, burst, paced).unwrap();
+            let whole = |tokens: u32| i128::from(tokens) * i128::from(rate.period);
+            // Reading the clock rounds by less than a unit, and a unit late is in time; as much at each change of the rate.
+            let mut slack = 2 * i128::from(rate.count);
+            let interval = (rate.period / rate.count).max(1);
+            let (mut state, mut now, mut level) = (0, Moment::at(0), whole(burst));
+            for (step, tokens, act) in steps {
+                let elapsed = if paced && step == 0 { 0 } else { step * interval.max(2 * TIMER_GRAIN) / 2 };
+                now = now.plus_nanos(elapsed);
+                level = (level + i128::from(elapsed) * i128::from(rate.count)).min(whole(burst));
+                if paced {
+                    // Lateness up to the grain is no part of this model.
+                    state = state.max(pace.virtual_time(now));
+                }
+                match act {
+                    0 => {
+                        state = pace.charge(state, now, tokens);
+                        level -= whole(tokens);
+                    }
+                    1 => {
+                        state = pace.put_back(state, tokens);
+                        level = (level + whole(tokens)).min(whole(burst));
+                    }
+                    2 => {
+                        let there = Pace::new(other, burst, paced).unwrap();
+                        state = there.convert(pace.convert(state, now, there), now, pace);
+                        // A unit of the other rate may be many of this one's.
+                        let unit = |pace: Pace| whole(1) >> pace.bits;
+                        slack += unit(pace).max(unit(there)) + 1;
+                        pace = Pace::new(rate, burst, paced).unwrap();
+                    }
+                    _ => {
+                        let tokens = tokens.min(pace.largest());
+                        let needs = whole(tokens.min(burst));
+                        match pace.take(state, now, 0, tokens) {
+                            Take::Now(next) => {
+                                prop_assert!(level + slack >= needs, "{level} for {needs}");
+                                state = next;
+                                level -= whole(tokens);
+                            }
+                            Take::At(_) => prop_assert!(level - slack < needs, "{level} for {needs}"),
+                        }
+                    }
+                }
+                let there = i128::from(pace.available(state, now)) * i128::from(rate.period);
+                prop_assert!(there <= level.max(0) + slack && there + whole(1) + slack > level);
+            }
+        }
+
         /// Law: a change of rate keeps the level, clipped at the new burst, to less than a token.
         #[test]
-        fn a_change_of_rate_keeps_the_level(a in rates(), b in rates(), burst in (1_u32..50, 1_u32..50), spent in 0_u32..50) {
+        fn a_change_of_rate_keeps_the_level(
+            a in rates(), b in rates(), burst in (1_u32..50, 1_u32..50), spent in 0_u32..50, owed in 0_u32..50,
+        ) {
             let (from, to) = (Pace::new(a, burst.0, false).unwrap(), Pace::new(b, burst.1, false).unwrap());
             let now = Moment::at(77);
             let spent = spent.min(burst.0);
             let Take::Now(state) = from.take(0, now, 0, spent) else { panic!("full") };
             let after = from.convert(state, now, to);
             prop_assert_eq!(to.available(after, now), (burst.0 - spent).min(burst.1));
+            let after = from.convert(from.charge(state, now, burst.0 - spent + owed), now, to);
+            prop_assert_eq!(to.available(after, now), 0);
+            prop_assert_eq!(to.available(to.put_back(after, owed), now), 0);
+            prop_assert_eq!(to.available(to.put_back(after, owed + 1), now), 1);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One word that callers change: a [`Pace`] for many threads.
+//! One word that callers change: a [`Pace`] for many threads, paced or not.
 //!
 //! 1. With a flag set the word is above every state, and callers go to the queue's lock.
 //! 2. `WAITERS` is set while somebody waits, `BUSY` while the pace is being changed; both are set and cleared under the
@@ -17,26 +17,24 @@ const BUSY: u64 = 1 << 63;
 const STATE: u64 = WAITERS - 1;
 
 #[derive(Debug)]
-pub(super) struct Word {
+pub(super) struct Word<const PACED: bool> {
     /// Up to when the tokens are spoken for, and the two flags.
     word: AtomicU64,
     multiplier: AtomicU64,
     shape: AtomicU64,
-    paced: bool,
 }
 
 fn shape(pace: Pace) -> u64 {
     u64::from(pace.bits) << 32 | u64::from(pace.burst)
 }
 
-impl Word {
+impl<const PACED: bool> Word<PACED> {
     /// A full bucket.
     pub(super) fn new(pace: Pace) -> Self {
         Self {
             word: AtomicU64::new(0),
             multiplier: AtomicU64::new(pace.multiplier),
             shape: AtomicU64::new(shape(pace)),
-            paced: pace.paced,
         }
     }
 
@@ -47,7 +45,7 @@ impl Word {
             multiplier: self.multiplier.load(Relaxed),
             bits: (shape >> 32) as u32,
             burst: shape as u32,
-            paced: self.paced,
+            paced: PACED,
         }
     }
 
@@ -84,7 +82,7 @@ impl Word {
     }
 }
 
-impl Meter for Word {
+impl<const PACED: bool> Meter for Word<PACED> {
     type Locked = ();
 
     #[inline]

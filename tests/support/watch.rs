@@ -5,8 +5,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Entry, Gate, Moment, Outcome, Pass, Reason, Refusal, RetryBudget, Semaphore, State, Ticket,
-    TokenBucket,
+    Call, CircuitBreaker, Entry, Gate, LeakyBucket, Moment, Outcome, Pass, Quota, Reason, Refusal, RetryBudget,
+    Semaphore, SlidingWindow, State, Ticket, TokenBucket,
 };
 
 use super::journal::{Event, Journal};
@@ -196,6 +196,9 @@ impl Gate for Spy {
 pub enum Watched {
     Semaphore(Semaphore),
     Bucket(TokenBucket),
+    Leaky(LeakyBucket),
+    Window(SlidingWindow),
+    Quota(Quota),
     Breaker(CircuitBreaker),
     Budget(RetryBudget),
     Spy(Spy),
@@ -237,6 +240,9 @@ impl Watched {
                 queued: semaphore.queued(),
             },
             Self::Bucket(bucket) => Reading::Bucket { tokens: bucket.peek(), queued: bucket.queued() },
+            Self::Leaky(bucket) => Reading::Bucket { tokens: bucket.peek(), queued: bucket.queued() },
+            Self::Window(window) => Reading::Bucket { tokens: window.peek() as u32, queued: window.queued() },
+            Self::Quota(quota) => Reading::Bucket { tokens: quota.peek() as u32, queued: quota.queued() },
             Self::Breaker(breaker) => {
                 let state = breaker.state();
                 let places = if state == State::HalfOpen { free_places(breaker) } else { 0 };
