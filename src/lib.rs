@@ -36,6 +36,8 @@
 //! | [`RetryBudget`] | an outage must not be multiplied by the retries of everybody |
 //! | [`CircuitBreaker`] | the peer can be down, and waiting for it costs more than a quick no |
 //! | [`TokenBucket`] | the peer allows so many calls per second |
+//! | [`LeakyBucket`], [`SlidingWindow`], [`Quota`] | it counts otherwise: evenly, over the last so long, or by the calendar ([which?](rate)) |
+//! | [`Snapshot`], [`LimitFields`] | you tell your own callers what is left to them |
 //! | [`Semaphore`] | the peer can do so many things at once |
 //! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
 //! | [`Scope`] | several things are done at once, and end together |
