@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use criterion::Criterion;
-use resile::{LeakyBucket, Quota, Rate, Refusal, SlidingWindow, TokenBucket};
+use resile::{LeakyBucket, Moment, Quota, Rate, Refusal, SlidingWindow, TokenBucket};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use support::laps::{self, Lap, Row};
 use support::rounds::{Effort, Line, print_head, timed};
@@ -19,12 +19,13 @@ use support::{World, together};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
-/// All rows, by group and name. With the clock given, which stands still then, a decision is entering the gate and leaving
-/// it; who takes reads the clock.
+/// All rows, by group and name. As a gate a limiter is entered and left, by a clock that stands still, as it does where it is
+/// given.
 const ROWS: &[Row] = &[
-    ("given/token bucket", || laps::gate(support::bucket())),
-    ("given/sliding window, counters", || laps::gate(counters())),
-    ("given/quota per second", || laps::gate(quota())),
+    ("gate/token bucket", || laps::gate(support::bucket())),
+    ("gate/sliding window, counters", || laps::gate(counters())),
+    ("gate/quota per second", || laps::gate(quota())),
+    ("given/token bucket", given),
     ("take/token bucket", || take(support::bucket(), TokenBucket::try_take)),
     ("take/token bucket, refused", || take(empty(), TokenBucket::try_take)),
     ("take/leaky bucket", || take(leaky(), LeakyBucket::try_take)),
@@ -91,7 +92,7 @@ fn times() {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
-    for name in ["given", "take"] {
+    for name in ["given", "take", "gate"] {
         let mut group = criterion.benchmark_group(format!("rate/{name}"));
         for (case, start) in
             ROWS.iter().filter_map(|(row, start)| Some((row.strip_prefix(name)?.strip_prefix('/')?, start)))
@@ -111,6 +112,12 @@ fn start(name: &str) -> Lap {
 /// Asks again and again for one token.
 fn take<L: 'static>(limiter: L, take: fn(&L, u32) -> Result<(), Refusal>) -> Lap {
     laps::repeat(move || _ = black_box(take(black_box(&limiter), 1)))
+}
+
+/// The same by a clock that stands still.
+fn given() -> Lap {
+    let (bucket, now) = (support::bucket(), Moment::now());
+    laps::repeat(move || _ = black_box(black_box(&bucket).try_take_at(1, black_box(now))))
 }
 
 fn empty() -> TokenBucket {

@@ -14,6 +14,7 @@ use backon::Retryable;
 use failsafe::futures::CircuitBreaker;
 use governor::RateLimiter;
 use governor::clock::{FakeRelativeClock, MonotonicClock};
+use resile::Moment;
 use stacks::{backoff, by_hand, quota, with_tower};
 use support::World;
 use support::laps::{self, Lap, repeat};
@@ -53,6 +54,10 @@ fn gates(effort: Effort) {
         effort,
         "bucket, taking one token, the clock given",
         [
+            ("resile", {
+                let (bucket, now) = (support::bucket(), Moment::now());
+                repeat(move || assert!(black_box(&bucket).try_take_at(1, black_box(now)).is_ok()))
+            }),
             ("resile, entering and leaving as a gate", laps::gate(support::bucket())),
             ("governor, a clock that stands still", {
                 let limiter = RateLimiter::direct_with_clock(quota(), FakeRelativeClock::default());

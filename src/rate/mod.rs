@@ -12,7 +12,8 @@
 //! a server tells its clients. Whoever cannot be served before its deadline is refused at once and told the time.
 //!
 //! Costs are whatever you count: calls, bytes, tokens of a model, cents. A cost that is known only afterwards is estimated
-//! before and settled after, with [`Guard::settle`](crate::Guard::settle): what was too much goes back, and what was too
+//! before and settled after, with [`CallBuilder::settle`](crate::CallBuilder::settle) or
+//! [`Guard::settle`](crate::Guard::settle): what was too much goes back, and what was too
 //! little is owed, so that those who come next wait for it. A cost of nothing is refused, since nobody passes uncharged.
 
 mod bucket;

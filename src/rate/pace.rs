@@ -78,7 +78,8 @@ impl Pace {
         if elapsed > LAST {
             elapsed = if now.nanos() < BASE { 0 } else { LAST };
         }
-        ((u128::from(elapsed) * u128::from(self.multiplier)) >> SHIFT) as u64
+        // Shifted before it is multiplied, which the size of `LAST` allows: what remains is a product's upper half.
+        ((u128::from(elapsed << (64 - SHIFT)) * u128::from(self.multiplier)) >> 64) as u64
     }
 
     /// The first moment whose stretched time is no less than this.

@@ -153,8 +153,8 @@ impl SlidingWindow {
     pub fn set_rate(&self, rate: Rate) -> Result<(), ConfigError> {
         let now = Moment::now();
         let mut faults = Faults::of("window");
-        rate.check(&mut faults);
-        let fits = !self.is_exact() || rate.count <= LONGEST_LOG.into();
+        let fine = rate.check(&mut faults);
+        let fits = !fine || !self.is_exact() || rate.count <= LONGEST_LOG.into();
         faults.check(fits, "limit", &rate.count, "1 to 65536 with a log");
         faults.into_result()?;
         self.0.change(|_, counting| counting.set_rate(now, rate));
