@@ -145,4 +145,4 @@ pub use run::Run;
 pub use scope::{ChildEnd, ChildPanic, Mapped, Scope, ScopeEnd};
 pub use semaphore::{Semaphore, SemaphoreBuilder};
 pub use step::Step;
-pub use verdict::{ByPolicy, ByResult, Classify, Verdict};
+pub use verdict::{ByPolicy, ByResult, Classify, Settled, Verdict};

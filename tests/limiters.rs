@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::future::{Future, ready};
 use std::pin::Pin;
@@ -13,8 +14,8 @@ use futures::future::{join_all, poll_immediate};
 use futures::stream::FuturesOrdered;
 use proptest::prelude::*;
 use resile::{
-    Acquire, Guard, LeakyBucket, LimitFields, Policy, PolicyBuilder, Quota, Rate, Reason, Refusal, Semaphore,
-    SlidingWindow, Snapshot, TokenBucket,
+    Acquire, Guard, LeakyBucket, LimitFields, Policy, PolicyBuilder, Quota, Rate, Reason, Refusal, Retry, Semaphore,
+    SlidingWindow, Snapshot, TokenBucket, Verdict,
 };
 use support::hand::{Clock, Flag};
 use support::ms;
@@ -377,6 +378,28 @@ async fn a_settled_cost_that_makes_a_waiter_late_has_it_refused() {
         assert_eq!(end.unwrap_err().refusal().map(Refusal::reason), Some(Reason::TooLate));
         assert_eq!(limiter.queued(), 0);
     }
+}
+
+/// Each limiter that an attempt has passed is told, of each attempt.
+#[tokio::test(start_paused = true)]
+async fn a_call_settles_what_its_attempts_have_cost() {
+    let (outer, inner) = (TokenBucket::per_second(1).burst(100), SlidingWindow::per_second(100));
+    let (outer, inner) = (outer.build().unwrap(), inner.build().unwrap());
+    let policy = Policy::named("costly").gate(outer.clone()).retry(Retry::immediate().max_attempts(2));
+    let policy = policy.gate(inner.clone()).build().unwrap();
+    let call = || {
+        let call = policy.call().cost(10).classify(|_: &Result<u32, u32>| Verdict::Transient(None));
+        call.settle(|result: &Result<u32, u32>| *result.as_ref().unwrap_or_else(|cost| cost))
+    };
+    let attempts = Cell::new(0);
+    let attempt = || {
+        attempts.set(attempts.get() + 1);
+        ready(if attempts.get() == 1 { Err(3) } else { Ok(25) })
+    };
+    assert_eq!(call().run(attempt).await.unwrap(), 25);
+    assert_eq!((attempts.get(), outer.peek(), inner.peek()), (2, 75, 72));
+    drop(poll_immediate(call().run(std::future::pending)).await);
+    assert_eq!((outer.peek(), inner.peek()), (65, 62), "as estimated");
 }
 
 #[tokio::test(start_paused = true)]
