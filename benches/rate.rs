@@ -7,6 +7,7 @@ mod support;
 
 use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use criterion::Criterion;
@@ -64,14 +65,22 @@ fn allocations() -> bool {
 fn ratios(effort: Effort) {
     print_head("wall clock, interleaved medians");
     let clock = laps::repeat(|| _ = black_box(tokio::time::Instant::now()));
-    let [clock, given, taken, refused] = effort.medians([
+    let word = AtomicU64::new(0);
+    let swap = laps::repeat(move || {
+        let seen = black_box(&word).load(Ordering::Acquire);
+        _ = black_box(word.compare_exchange_weak(seen, seen + 1, Ordering::AcqRel, Ordering::Acquire));
+    });
+    let [clock, swap, given, taken, refused] = effort.medians([
         clock,
+        swap,
         start("given/token bucket"),
         start("take/token bucket"),
         start("take/token bucket, refused"),
     ]);
     Line::new("one reading of the clock", clock, "ns").print();
+    Line::new("one compare-and-swap", swap, "ns").print();
     Line::new("token bucket, clock given", given, "ns").must(6.0, 3.0).print();
+    Line::new("token bucket, clock given / one swap", given / swap, "×").print();
     Line::new("token bucket", taken, "ns").print();
     Line::new("token bucket, over the clock", taken - clock, "ns").print();
     Line::new("token bucket, refused", refused, "ns").print();

@@ -29,6 +29,13 @@ const fn nanos(count: u64) -> Duration {
     Duration::from_nanos(count)
 }
 
+/// Changes a limit.
+type Set<'a> = &'a dyn Fn(u64);
+
+fn just_before(time: Duration) -> Duration {
+    time.saturating_sub(nanos(1))
+}
+
 /// The surface that all limiters have.
 trait Limiter: Debug {
     fn try_take(&self, tokens: u32) -> Result<(), Refusal>;
@@ -120,7 +127,7 @@ async fn waiting_as_long_as_told_always_suffices_and_a_nanosecond_less_never() {
         for cost in [1, 1, 2, 3, 1, 3, 2, 1, 1, 1, 2].into_iter().cycle().take(300) {
             let Err(refusal) = limiter.try_take(cost) else { continue };
             let after = refusal.retry_after().unwrap();
-            advance(after - nanos(1)).await;
+            advance(just_before(after)).await;
             assert_eq!(told(&*limiter, cost), nanos(1), "{limiter:?}");
             advance(nanos(1)).await;
             limiter.try_take(cost).unwrap();
@@ -227,7 +234,7 @@ async fn who_cannot_be_served_before_its_deadline_is_refused_at_once_with_the_ti
         let after = told(&*limiter, 1);
         let start = Instant::now();
         let call = || gated(&*limiter);
-        let near = call().call().deadline(after - nanos(1)).run(|| ready(Ok::<_, ()>(()))).await.unwrap_err();
+        let near = call().call().deadline(just_before(after)).run(|| ready(Ok::<_, ()>(()))).await.unwrap_err();
         assert_eq!(near.refusal().map(Refusal::reason), Some(Reason::TooLate));
         assert_eq!((near.retry_after(), start.elapsed()), (Some(after), Duration::ZERO));
         call().call().deadline(after + ms(2)).run(|| ready(Ok::<_, ()>(()))).await.unwrap();
@@ -275,18 +282,20 @@ async fn a_head_that_leaves_moves_the_others_up() {
 #[tokio::test(start_paused = true)]
 async fn nobody_spins_in_a_queue() {
     for limiter in all() {
-        let polls = FuturesOrdered::from_iter((0..30).map(|_| {
-            let mut wait = Box::pin(limiter.acquire_many(1));
-            async move {
-                let mut polls = 0;
-                std::future::poll_fn(|cx| {
-                    polls += 1;
-                    wait.as_mut().poll(cx).map(|end| end.unwrap().success())
-                })
-                .await;
-                polls
-            }
-        }));
+        let polls: FuturesOrdered<_> = (0..30)
+            .map(|_| {
+                let mut wait = Box::pin(limiter.acquire_many(1));
+                async move {
+                    let mut polls = 0;
+                    std::future::poll_fn(|cx| {
+                        polls += 1;
+                        wait.as_mut().poll(cx).map(|end| end.unwrap().success())
+                    })
+                    .await;
+                    polls
+                }
+            })
+            .collect();
         let polls: Vec<u32> = polls.collect().await;
         assert!(polls.iter().all(|polls| *polls <= 3), "{limiter:?}: {polls:?}");
     }
@@ -351,7 +360,7 @@ async fn a_cost_that_was_estimated_too_low_is_owed() {
         let after = told(&*limiter, 1);
         // Two of those that are owed were there, and no window is longer than a second.
         assert!(after > ms(400), "{limiter:?}: {after:?}");
-        advance(after - nanos(1)).await;
+        advance(just_before(after)).await;
         assert_eq!(told(&*limiter, 1), nanos(1), "{limiter:?}");
         advance(nanos(1)).await;
         limiter.try_take(1).unwrap();
@@ -422,7 +431,7 @@ async fn a_higher_limit_serves_who_waits_and_a_lower_one_sends_away_who_asks_too
     let exact = SlidingWindow::at(slow).build().unwrap();
     let weighted = SlidingWindow::at(slow).exact_up_to(0).build().unwrap();
     let quota = Quota::per_hour(2).build().unwrap();
-    let all: [(&dyn Limiter, &dyn Fn(u64)); 4] = [
+    let all: [(&dyn Limiter, Set<'_>); 4] = [
         (&leaky, &|count| leaky.set_rate(Rate::new(count, secs(3600))).unwrap()),
         (&exact, &|count| exact.set_rate(Rate::new(count, secs(3600))).unwrap()),
         (&weighted, &|count| weighted.set_rate(Rate::new(count, secs(3600))).unwrap()),
@@ -584,7 +593,7 @@ async fn a_quota_follows_the_calendar_of_its_place() {
     let hour = secs(3600);
     let places = [
         (Quota::per_month(1), ms(1_800_000)),
-        (Quota::per_month(1).east_of_utc(hour), 31 * 24 * hour - hour / 2),
+        (Quota::per_month(1).east_of_utc(hour), hour * (31 * 48 - 1) / 2),
         (Quota::per_month(1).west_of_utc(5 * hour), 5 * hour + hour / 2),
         (Quota::per_day(1).east_of_utc(hour * 11 / 2), hour * 19),
         (Quota::per_hour(1), hour / 2),

@@ -54,7 +54,10 @@ impl Moment {
         let instant = Instant::now().into_std();
         match instant.checked_duration_since(anchor()) {
             // No clock that ticks gets as far as the cast could cut.
-            Some(after) => Self(ORIGIN.saturating_add(after.as_nanos() as u64)),
+            Some(after) => match ORIGIN.checked_add(after.as_nanos() as u64) {
+                Some(nanos) => Self(nanos),
+                None => Self::late(),
+            },
             None => Self::early(instant),
         }
     }
@@ -63,6 +66,12 @@ impl Moment {
     #[cold]
     fn early(instant: std::time::Instant) -> Self {
         instant.into()
+    }
+
+    /// Four centuries on. A branch that is never taken keeps the saturation out of what every reading waits for.
+    #[cold]
+    fn late() -> Self {
+        Self::NEVER
     }
 
     /// The time from `earlier` to here, or zero if `earlier` is later.

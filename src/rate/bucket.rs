@@ -44,7 +44,7 @@ const BURSTS_PER_SECOND: u64 = 10;
 ///
 /// ```
 /// use std::time::Duration;
-/// use resile::TokenBucket;
+/// use resile::{Moment, TokenBucket};
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let bucket = TokenBucket::per_second(10).burst(3).build()?;
@@ -56,6 +56,12 @@ const BURSTS_PER_SECOND: u64 = 10;
 /// let start = tokio::time::Instant::now();
 /// let _token = bucket.acquire().await?;
 /// assert_eq!(start.elapsed(), Duration::from_millis(100));
+///
+/// let now = Moment::now();                     // one reading of the clock for several decisions
+/// assert!(bucket.try_take_at(1, now).is_err());
+/// bucket.refund(2);
+/// assert_eq!(bucket.peek(), 2);
+/// bucket.try_take_at(2, now)?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -149,12 +155,13 @@ impl TokenBucket {
     /// ```
     pub fn set_rate(&self, rate: Rate) -> Result<(), ConfigError> {
         let now = Moment::now();
-        // The burst never changes.
-        let mut faults = Faults::of("bucket");
-        let pace = check(&mut faults, rate, self.burst());
-        faults.into_result()?;
-        self.0.change(|word, ()| word.set_pace(now, pace));
-        Ok(())
+        self.0.change(|word, ()| {
+            let mut faults = Faults::of("bucket");
+            let pace = check(&mut faults, rate, word.pace().burst);
+            faults.into_result()?;
+            word.set_pace(now, pace);
+            Ok(())
+        })
     }
 
     #[inline]

@@ -136,7 +136,7 @@ mod tests {
         }
         let mut day = 0;
         for month in (-9600..0).rev() {
-            let (year, name) = (1970 + (month as i64).div_euclid(12), (month as i64).rem_euclid(12) + 1);
+            let (year, name) = (1970 + i64::div_euclid(month, 12), i64::rem_euclid(month, 12) + 1);
             for _ in 0..days_in(year, name) {
                 day -= 1;
                 assert_eq!(month_of(day), month, "day {day}");

@@ -103,6 +103,17 @@ impl LeakyBucket {
     /// # Errors
     ///
     /// As [`build`](LeakyBucketBuilder::build). Nothing has changed then.
+    ///
+    /// ```
+    /// # use resile::{LeakyBucket, Rate};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bucket = LeakyBucket::per_second(1).build()?;
+    /// bucket.try_take(1)?;
+    /// bucket.set_rate(Rate::per_second(1000))?;
+    /// assert!(bucket.try_take(1).unwrap_err().retry_after() <= Some(std::time::Duration::from_millis(1)));
+    /// # Ok(()) }
+    /// ```
     pub fn set_rate(&self, rate: Rate) -> Result<(), ConfigError> {
         let now = Moment::now();
         let mut faults = Faults::of("leaky bucket");

@@ -103,6 +103,18 @@ impl QuotaBuilder {
     /// How many of those that a window leaves over are added to the next one, at most: none unless said. They add up over
     /// idle windows, never to more than this. A burst at a boundary can be so much larger. Only for windows of the calendar:
     /// from first use nothing is left of a window that nobody began.
+    ///
+    /// ```
+    /// # use resile::Quota;
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let quota = Quota::per_day(100).carry_over(50).build()?;
+    /// quota.try_take(30)?;
+    /// tokio::time::advance(Duration::from_secs(86_400)).await;
+    /// assert_eq!(quota.peek(), 150, "of the 70 that were left, 50 are carried over");
+    /// # Ok(()) }
+    /// ```
     pub const fn carry_over(mut self, most: u64) -> Self {
         self.carry_over = most;
         self
@@ -214,6 +226,17 @@ impl Quota {
     /// # Errors
     ///
     /// A limit of 0 or above 10^9 per second. Nothing has changed then.
+    ///
+    /// ```
+    /// # use resile::Quota;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let plan = Quota::per_month(100).build()?;
+    /// plan.try_take(80)?;
+    /// plan.set_limit(1000)?;
+    /// assert_eq!((plan.limit(), plan.peek()), (1000, 920));
+    /// # Ok(()) }
+    /// ```
     pub fn set_limit(&self, limit: u64) -> Result<(), ConfigError> {
         let now = Moment::now();
         let mut faults = Faults::of("quota");
@@ -521,11 +544,8 @@ mod tests {
                 // Windows that nobody begins pass all the same.
                 let mut seen = Model { ..model };
                 seen.advance(now.nanos(), |end| end + length);
-                let begin = |seen: Model| {
-                    let end = if ended || seen.end.is_none() { now.nanos() + length } else { seen.end.unwrap() };
-                    let fresh = seen.left == seen.limit;
-                    Model { end: (!fresh).then_some(end), ..seen }
-                };
+                let end = seen.end.filter(|_| !ended).unwrap_or(now.nanos() + length);
+                let begin = |seen: Model| Model { end: (seen.left != seen.limit).then_some(end), ..seen };
                 match ask {
                     Ask::Take(cost) if cost <= windows.largest() => {
                         assert_advice(&windows, now, cost)?;
@@ -533,7 +553,6 @@ mod tests {
                         prop_assert_eq!(matches!(windows.take(now, cost), Take::Now(_)), fits);
                         if fits {
                             seen.left -= i128::from(cost);
-                            let end = if ended || seen.end.is_none() { now.nanos() + length } else { seen.end.unwrap() };
                             model = Model { end: Some(end), ..seen };
                         }
                     }

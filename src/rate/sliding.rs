@@ -150,6 +150,17 @@ impl SlidingWindow {
     ///
     /// A rate that [`build`](SlidingWindowBuilder::build) would not take, or for an exact window a limit above 65,536.
     /// Nothing has changed then.
+    ///
+    /// ```
+    /// # use resile::{Rate, SlidingWindow};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let window = SlidingWindow::per_minute(10).build()?;
+    /// window.try_take(6)?;
+    /// window.set_rate(Rate::per_minute(8))?;
+    /// assert_eq!((window.peek(), window.rate(), window.is_exact()), (2, Rate::per_minute(8), true));
+    /// # Ok(()) }
+    /// ```
     pub fn set_rate(&self, rate: Rate) -> Result<(), ConfigError> {
         let now = Moment::now();
         let mut faults = Faults::of("window");

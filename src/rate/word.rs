@@ -19,7 +19,7 @@ const STATE: u64 = WAITERS - 1;
 #[derive(Debug)]
 pub(super) struct Word<const PACED: bool> {
     /// Up to when the tokens are spoken for, and the two flags.
-    word: AtomicU64,
+    cell: AtomicU64,
     multiplier: AtomicU64,
     shape: AtomicU64,
 }
@@ -32,7 +32,7 @@ impl<const PACED: bool> Word<PACED> {
     /// A full bucket.
     pub(super) fn new(pace: Pace) -> Self {
         Self {
-            word: AtomicU64::new(0),
+            cell: AtomicU64::new(0),
             multiplier: AtomicU64::new(pace.multiplier),
             shape: AtomicU64::new(shape(pace)),
         }
@@ -50,31 +50,31 @@ impl<const PACED: bool> Word<PACED> {
     }
 
     fn state(&self) -> u64 {
-        self.word.load(Acquire) & STATE
+        self.cell.load(Acquire) & STATE
     }
 
     /// Changes the pace, with the lock held. What is there stays there.
     pub(super) fn set_pace(&self, now: Moment, new: Pace) {
         let old = self.pace();
-        let before = self.word.fetch_or(BUSY, AcqRel);
+        let before = self.cell.fetch_or(BUSY, AcqRel);
         self.multiplier.store(new.multiplier, Relaxed);
         self.shape.store(shape(new), Relaxed);
         // One unit, less than a nanosecond, in the callers' favour each time: a rate that changes there and back ends below
         // the word from before, by which somebody might swap in a state of the other pace.
         let state = old.convert(before & STATE, now, new).saturating_sub(1);
         let state = if state == before & STATE { state.saturating_sub(1) } else { state };
-        self.word.store(before & WAITERS | state, Release);
+        self.cell.store(before & WAITERS | state, Release);
     }
 
     /// Changes the state, with the lock held: the flags stay as they are.
     fn update(&self, change: impl Fn(u64) -> Take) -> Take {
-        let mut seen = self.word.load(Acquire);
+        let mut seen = self.cell.load(Acquire);
         loop {
             let next = match change(seen & STATE) {
                 Take::Now(next) => next,
                 later @ Take::At(_) => return later,
             };
-            match self.word.compare_exchange_weak(seen, seen & !STATE | next, AcqRel, Acquire) {
+            match self.cell.compare_exchange_weak(seen, seen & !STATE | next, AcqRel, Acquire) {
                 Ok(_) => return Take::Now(next),
                 Err(actual) => seen = actual,
             }
@@ -87,7 +87,7 @@ impl<const PACED: bool> Meter for Word<PACED> {
 
     #[inline]
     fn take_at_once(&self, now: Moment, cost: u32) -> Option<u64> {
-        let mut seen = self.word.load(Acquire);
+        let mut seen = self.cell.load(Acquire);
         while seen <= STATE {
             let pace = self.pace();
             // Neither nothing nor more than the burst.
@@ -95,7 +95,7 @@ impl<const PACED: bool> Meter for Word<PACED> {
                 break;
             }
             let next = pace.take_now(seen, now, cost)?;
-            match self.word.compare_exchange_weak(seen, next, AcqRel, Acquire) {
+            match self.cell.compare_exchange_weak(seen, next, AcqRel, Acquire) {
                 Ok(_) => return Some(next),
                 Err(actual) => seen = actual,
             }
@@ -105,9 +105,9 @@ impl<const PACED: bool> Meter for Word<PACED> {
 
     fn set_waiting(&self, waiting: bool) {
         if waiting {
-            self.word.fetch_or(WAITERS, AcqRel);
+            self.cell.fetch_or(WAITERS, AcqRel);
         } else {
-            self.word.fetch_and(!WAITERS, Release);
+            self.cell.fetch_and(!WAITERS, Release);
         }
     }
 
