@@ -54,10 +54,7 @@ impl Moment {
         let instant = Instant::now().into_std();
         match instant.checked_duration_since(anchor()) {
             // No clock that ticks gets as far as the cast could cut.
-            Some(after) => match ORIGIN.checked_add(after.as_nanos() as u64) {
-                Some(nanos) => Self(nanos),
-                None => Self::late(),
-            },
+            Some(after) => Self(ORIGIN.saturating_add(after.as_nanos() as u64)),
             None => Self::early(instant),
         }
     }
@@ -66,12 +63,6 @@ impl Moment {
     #[cold]
     fn early(instant: std::time::Instant) -> Self {
         instant.into()
-    }
-
-    /// Four centuries on. A branch that is never taken keeps the saturation out of what every reading waits for.
-    #[cold]
-    fn late() -> Self {
-        Self::NEVER
     }
 
     /// The time from `earlier` to here, or zero if `earlier` is later.
