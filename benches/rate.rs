@@ -20,8 +20,8 @@ use support::{World, together};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
-/// All rows, by group and name. As a gate a limiter is entered and left, by a clock that stands still, as it does where it is
-/// given.
+/// All rows, by group and name. As a gate a limiter is entered and left, by a clock that stands still, as it does where
+/// it is given.
 const ROWS: &[Row] = &[
     ("gate/token bucket", || laps::gate(support::bucket())),
     ("gate/sliding window, counters", || laps::gate(counters())),

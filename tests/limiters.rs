@@ -663,8 +663,8 @@ fn allowed(kind: usize, from: u64, to: u64, last: u32) -> u64 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Laws: in no interval more than allowed; who waits is served in order; nobody passes a waiter by; a newcomer who finds
-    /// nobody waiting and comes back when told is served; who leaves, leaves nothing behind.
+    /// Laws: in no interval more than allowed; who waits is served in order; nobody passes a waiter by; a newcomer who
+    /// finds nobody waiting and comes back when told is served; who leaves, leaves nothing behind.
     #[test]
     fn whatever_happens_the_bound_and_the_order_hold(
         kind in 0..KINDS, ops in proptest::collection::vec(op(), 0..80),

@@ -17,9 +17,9 @@ const BURSTS_PER_SECOND: u64 = 10;
 
 /// So many calls per second, with a burst: a fair queue of those who wait, no more than the rate in the long run.
 ///
-/// Choose it unless you have a reason for another [limiter](crate::rate): it is the smallest and fastest, and a burst does
-/// little harm to most peers. There is no window and so no boundary; after an idle time the whole burst can go at once, and
-/// what goes after it goes at the rate.
+/// Choose it unless you have a reason for another [limiter](crate::rate): it is the smallest and fastest, and a burst
+/// does little harm to most peers. There is no window and so no boundary; after an idle time the whole burst can go at
+/// once, and what goes after it goes at the rate.
 ///
 /// In no interval of length `t` do more than `burst + ceil(rate × t)` tokens go out, and in the long run the rate is
 /// exact, whatever fraction of a nanosecond lies between two tokens.
@@ -27,8 +27,9 @@ const BURSTS_PER_SECOND: u64 = 10;
 /// A call takes as many tokens as it costs. If they are there and nobody waits, it has them. Otherwise its place in the
 /// queue tells when it would be served: if that is past its deadline or `max_wait`, it is refused at once and told when
 /// to come back; else it waits in order. Tokens are taken when they are due, so leaving the queue costs nothing. A call
-/// that never reached its operation puts its tokens back if nobody has taken any since. A cost that is settled afterwards
-/// above what was taken is owed: everybody waits until it has come in. No more is owed than comes in four years.
+/// that never reached its operation puts its tokens back if nobody has taken any since. A cost that is settled
+/// afterwards above what was taken is owed: everybody waits until it has come in. No more is owed than comes in four
+/// years.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |
@@ -136,8 +137,8 @@ impl TokenBucket {
         self.0.meter.pace().burst
     }
 
-    /// Changes the rate while in use. The tokens that are there stay there, as do those that are owed, and whoever waits is
-    /// told anew when its turn comes.
+    /// Changes the rate while in use. The tokens that are there stay there, as do those that are owed, and whoever
+    /// waits is told anew when its turn comes.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! The calendar: in which second, minute, hour, day or month a moment lies, and when that begins.
 //!
 //! Days are counted as in the proleptic Gregorian calendar. The count of days to the first of a month is the
-//! `days_from_civil` of Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": a year that begins in March has its
-//! leap day at its end, so that the days before a month are a linear function of its number, rounded down.
+//! `days_from_civil` of Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": a year that begins in March has
+//! its leap day at its end, so that the days before a month are a linear function of its number, rounded down.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

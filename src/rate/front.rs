@@ -84,12 +84,12 @@ impl Snapshot {
 /// What a server tells its client about a limit, as the values of HTTP fields.
 ///
 /// The names are those of draft-ietf-httpapi-ratelimit-headers-11; writing them into a response is the caller's part.
-/// Times are rounded up and counts down, so waiting the told time always suffices, and who keeps to what is told is never
-/// refused by the limit it is told of. Numbers above 10<sup>15</sup> - 1, the largest that such a field can hold, are
-/// told as that; characters that it cannot hold stand as `?`.
+/// Times are rounded up and counts down, so waiting the told time always suffices, and who keeps to what is told is
+/// never refused by the limit it is told of. Numbers above 10<sup>15</sup> - 1, the largest that such a field can hold,
+/// are told as that; characters that it cannot hold stand as `?`.
 ///
-/// From a [`Snapshot`] come all fields, with `Retry-After` only if nothing remains; [`refused`](Self::refused) adds what
-/// a refusal says. A refusal alone knows no policy.
+/// From a [`Snapshot`] come all fields, with `Retry-After` only if nothing remains; [`refused`](Self::refused) adds
+/// what a refusal says. A refusal alone knows no policy.
 ///
 /// ```
 /// use resile::TokenBucket;

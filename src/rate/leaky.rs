@@ -15,15 +15,15 @@ const DEFAULT_DEPTH: u32 = 1024;
 
 /// So many calls per second, evenly spaced, without any burst: who comes too early waits in a queue of bounded depth.
 ///
-/// Choose it where the peer minds bunches: a device, a mail relay, an API that counts per second or less and bans. Where a
-/// burst does no harm a [`TokenBucket`](crate::TokenBucket) wastes less, since what an idle time saves up here is
-/// nothing. There is no window, so no boundary at which two bursts could meet.
+/// Choose it where the peer minds bunches: a device, a mail relay, an API that counts per second or less and bans.
+/// Where a burst does no harm a [`TokenBucket`](crate::TokenBucket) wastes less, since what an idle time saves up here
+/// is nothing. There is no window, so no boundary at which two bursts could meet.
 ///
-/// A call of cost 1 passes when one interval has gone by since the call before it; one of cost `n` passes just so, and the
-/// next one waits `n` intervals. Who comes up to two milliseconds late counts as in time, since tokio's timers are no finer
-/// and the rate could not be kept otherwise. So in an interval of length `t` no more than `1 + ceil(rate × (t + 2 ms))`
-/// calls of cost 1 pass: up to some hundred a second they are spaced, and at many thousands they come in bunches of two
-/// milliseconds' worth.
+/// A call of cost 1 passes when one interval has gone by since the call before it; one of cost `n` passes just so, and
+/// the next one waits `n` intervals. Who comes up to two milliseconds late counts as in time, since tokio's timers are
+/// no finer and the rate could not be kept otherwise. So in an interval of length `t` no more than
+/// `1 + ceil(rate × (t + 2 ms))` calls of cost 1 pass: up to some hundred a second they are spaced, and at many
+/// thousands they come in bunches of two milliseconds' worth.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |

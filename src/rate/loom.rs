@@ -1,5 +1,5 @@
-//! Models of the limiters, most of them of the token bucket, whose word is changed without a lock. The clock stands still, so
-//! that tokens come from changes of rate and refunds alone.
+//! Models of the limiters, most of them of the token bucket, whose word is changed without a lock. The clock stands
+//! still, so that tokens come from changes of rate and refunds alone.
 
 use std::future::poll_fn;
 use std::sync::Arc;

@@ -7,14 +7,15 @@
 //! | [`SlidingWindow`] | so many in any stretch of one length | the limit, once per window | the peer counts over the last so many seconds |
 //! | [`Quota`] | so many per second, minute, hour, day, month | **twice the limit**, around the boundary | a plan or a contract, or a peer that counts so |
 //!
-//! All are gates with the same small surface: `try_take` now or not at all, `acquire` in order, `peek`, `refund`, a change
-//! of the limit in use, and [`Snapshot`] with limit, remaining, reset and retry-after, of which [`LimitFields`] makes what
-//! a server tells its clients. Whoever cannot be served before its deadline is refused at once and told the time.
+//! All are gates with the same small surface: `try_take` now or not at all, `acquire` in order, `peek`, `refund`, a
+//! change of the limit in use, and [`Snapshot`] with limit, remaining, reset and retry-after, of which [`LimitFields`]
+//! makes what a server tells its clients. Whoever cannot be served before its deadline is refused at once and told the
+//! time.
 //!
-//! Costs are whatever you count: calls, bytes, tokens of a model, cents. A cost that is known only afterwards is estimated
-//! before and settled after, with [`CallBuilder::settle`](crate::CallBuilder::settle) or
-//! [`Guard::settle`](crate::Guard::settle): what was too much goes back, and what was too
-//! little is owed, so that those who come next wait for it. A cost of nothing is refused, since nobody passes uncharged.
+//! Costs are whatever you count: calls, bytes, tokens of a model, cents. A cost that is known only afterwards is
+//! estimated before and settled after, with [`CallBuilder::settle`](crate::CallBuilder::settle) or
+//! [`Guard::settle`](crate::Guard::settle): what was too much goes back, and what was too little is owed, so that those
+//! who come next wait for it. A cost of nothing is refused, since nobody passes uncharged.
 
 mod bucket;
 mod calendar;

@@ -2,15 +2,15 @@
 //!
 //! This is the generic cell rate algorithm (ITU-T I.371, the virtual scheduling form): the state is the theoretical
 //! arrival time, a token moves it on by one interval, and a call fits if it would not lie further ahead of now than the
-//! burst. The usual form counts in nanoseconds and has to round the interval. Here time is stretched by a factor of 1 to
-//! 2 instead, so that one token is exactly a power of two of units, none longer than a nanosecond:
+//! burst. The usual form counts in nanoseconds and has to round the interval. Here time is stretched by a factor of 1
+//! to 2 instead, so that one token is exactly a power of two of units, none longer than a nanosecond:
 //!
 //! ```text
 //! virtual(t) = t * multiplier >> 62        one token = 1 << bits        burst = tokens << bits
 //! ```
 //!
-//! Taking is an addition and a comparison, and nothing is rounded but the reading of the clock, to less than a unit. The
-//! advice is exact: it is the first nanosecond at which the same question gets another answer. Who comes at that
+//! Taking is an addition and a comparison, and nothing is rounded but the reading of the clock, to less than a unit.
+//! The advice is exact: it is the first nanosecond at which the same question gets another answer. Who comes at that
 //! nanosecond comes up to a unit late, and is not charged for it ([`GRAIN`]): so the long-run rate is exact, too.
 
 use super::units::Rate;
@@ -44,8 +44,8 @@ pub(super) struct Pace {
     /// A token is `1 << bits` units.
     pub(super) bits: u32,
     pub(super) burst: u32,
-    /// A call that costs more than the burst passes when the burst is there, and the next one waits for what it took. There
-    /// is no burst to make up for the grain of timers, so it is allowed for.
+    /// A call that costs more than the burst passes when the burst is there, and the next one waits for what it took.
+    /// There is no burst to make up for the grain of timers, so it is allowed for.
     pub(super) paced: bool,
 }
 
@@ -152,8 +152,8 @@ impl Pace {
         self.take_within(self.grace(), state, now, ahead, tokens)
     }
 
-    /// The same for the head of a queue, which was told its moment and comes as late as its timer is: it is booked as of
-    /// that moment if the next token is not due yet, so that the grain of timers does not add up.
+    /// The same for the head of a queue, which was told its moment and comes as late as its timer is: it is booked as
+    /// of that moment if the next token is not due yet, so that the grain of timers does not add up.
     pub(super) fn take_as_told(self, state: u64, now: Moment, tokens: u32) -> Take {
         self.take_within(self.grace().max(self.cost(1) - 1), state, now, 0, tokens)
     }
@@ -332,7 +332,8 @@ mod tests {
             let (rate, other) = rates;
             let mut pace = Pace::new(rate, burst, paced).unwrap();
             let whole = |tokens: u32| i128::from(tokens) * i128::from(rate.period);
-            // Reading the clock rounds by less than a unit, and a unit late is in time; as much at each change of the rate.
+            // Reading the clock rounds by less than a unit, and a unit late is in time; as much at each change of the
+            // rate.
             let mut slack = 2 * i128::from(rate.count);
             let interval = (rate.period / rate.count).max(1);
             let (mut state, mut now, mut level) = (0, Moment::at(0), whole(burst));

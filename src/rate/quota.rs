@@ -18,19 +18,20 @@ const LONGEST_OFFSET: Duration = Duration::from_secs(18 * 3600);
 /// What can be carried over, and told in a field.
 const MOST_CARRIED: u64 = 1_000_000_000_000_000;
 
-/// So many in each second, minute, hour, day or month of the calendar, or in each stretch of time that a first use begins.
+/// So many in each second, minute, hour, day or month of the calendar, or in each stretch of time that a first use
+/// begins.
 ///
-/// Choose it where the limit is a contract: a plan of 10,000 calls a month, a peer that says it counts by the minute. It
-/// is what most peers do, so that a client with a quota like the peer's is never refused there, if their clocks agree.
-/// To protect something that can be overloaded, a [`TokenBucket`](crate::TokenBucket) or a
+/// Choose it where the limit is a contract: a plan of 10,000 calls a month, a peer that says it counts by the minute.
+/// It is what most peers do, so that a client with a quota like the peer's is never refused there, if their clocks
+/// agree. To protect something that can be overloaded, a [`TokenBucket`](crate::TokenBucket) or a
 /// [`SlidingWindow`](crate::SlidingWindow) does better: **at a boundary twice the limit can pass in no time**, the old
-/// window's just before it and the new one's just after, and whoever waits for the boundary comes at once with all others
-/// who do.
+/// window's just before it and the new one's just after, and whoever waits for the boundary comes at once with all
+/// others who do.
 ///
 /// A window of the calendar begins with its second, minute, hour, day or month in UTC, or so far
-/// [east](QuotaBuilder::east_of_utc) or [west](QuotaBuilder::west_of_utc) of it; changes to summer time and back are not
-/// followed. The wall clock is read once, when the quota is built, and counted on by tokio's clock: a step of the wall
-/// clock is not followed either. A window from first use begins when something is taken and none runs.
+/// [east](QuotaBuilder::east_of_utc) or [west](QuotaBuilder::west_of_utc) of it; changes to summer time and back are
+/// not followed. The wall clock is read once, when the quota is built, and counted on by tokio's clock: a step of the
+/// wall clock is not followed either. A window from first use begins when something is taken and none runs.
 ///
 /// A call may cost up to the limit, and with [carry-over](QuotaBuilder::carry_over) that much more. What a cost that is
 /// settled afterwards takes above what is left is owed, and comes off the following windows until it is paid.
@@ -42,8 +43,8 @@ const MOST_CARRIED: u64 = 1_000_000_000_000_000;
 /// | [`max_queue`](QuotaBuilder::max_queue) | 1,024 | a bound of memory, and of the work of telling a newcomer its time |
 /// | [`max_wait`](QuotaBuilder::max_wait) | none | a deadline of the policy does it better |
 ///
-/// Waiting, deadlines and refunds are as at a [`TokenBucket`](crate::TokenBucket). A newcomer that finds others waiting is
-/// told its time by playing the queue forward, which takes some nanoseconds for each of them.
+/// Waiting, deadlines and refunds are as at a [`TokenBucket`](crate::TokenBucket). A newcomer that finds others waiting
+/// is told its time by playing the queue forward, which takes some nanoseconds for each of them.
 ///
 /// # Cost
 ///
@@ -100,9 +101,9 @@ impl fmt::Display for Window {
 limiter!(Quota, QuotaBuilder, u64);
 
 impl QuotaBuilder {
-    /// How many of those that a window leaves over are added to the next one, at most: none unless said. They add up over
-    /// idle windows, never to more than this. A burst at a boundary can be so much larger. Only for windows of the calendar:
-    /// from first use nothing is left of a window that nobody began.
+    /// How many of those that a window leaves over are added to the next one, at most: none unless said. They add up
+    /// over idle windows, never to more than this. A burst at a boundary can be so much larger. Only for windows of the
+    /// calendar: from first use nothing is left of a window that nobody began.
     ///
     /// ```
     /// # use resile::Quota;
@@ -132,8 +133,8 @@ impl QuotaBuilder {
         self
     }
 
-    /// Takes this for what the wall clock shows when the quota is built, instead of reading it: for tests, and for clocks
-    /// that are known to be off.
+    /// Takes this for what the wall clock shows when the quota is built, instead of reading it: for tests, and for
+    /// clocks that are known to be off.
     pub const fn wall_clock(mut self, shows: SystemTime) -> Self {
         self.wall = Some(shows);
         self
@@ -143,8 +144,8 @@ impl QuotaBuilder {
     ///
     /// # Errors
     ///
-    /// A limit of 0 or above 10^9 per second; a window of 0 or above 366 days; a carry-over above 10^15, or any from first use; an offset above 18
-    /// hours; a queue above 16,777,216.
+    /// A limit of 0 or above 10^9 per second; a window of 0 or above 366 days; a carry-over above 10^15, or any from
+    /// first use; an offset above 18 hours; a queue above 16,777,216.
     pub fn build(self) -> Result<Quota, ConfigError> {
         let mut faults = Faults::of("quota");
         check(&mut faults, self.limit, self.window);

@@ -370,15 +370,16 @@ macro_rules! limiter {
             ///
             /// # Errors
             ///
-            /// A refusal that says when they would be there: waiting that long always suffices if nobody else comes. For more
-            /// tokens than can ever be there it never will be, and for none there is nothing to take: the refusal says so.
+            /// A refusal that says when they would be there: waiting that long always suffices if nobody else comes.
+            /// For more tokens than can ever be there it never will be, and for none there is nothing to take: the
+            /// refusal says so.
             #[inline]
             pub fn try_take(&self, tokens: u32) -> Result<(), crate::error::Refusal> {
                 self.0.try_take(tokens, crate::internal::time::Moment::now())
             }
 
-            /// The same by a reading of the clock that the caller already has: a decision then costs little more than one
-            /// change of a word in memory where tokens are there, and several limiters go by the same time.
+            /// The same by a reading of the clock that the caller already has: a decision then costs little more than
+            /// one change of a word in memory where tokens are there, and several limiters go by the same time.
             ///
             /// # Errors
             ///

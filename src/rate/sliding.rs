@@ -20,8 +20,8 @@ const LONGEST_LOG: u32 = 65_536;
 /// So many calls in any stretch of time of one length, wherever it begins.
 ///
 /// Choose it where a peer counts so ("no more than 100 in the last 60 seconds"), or where no boundary may let twice the
-/// limit through, as at a [`Quota`](crate::Quota). The limit can go all at once, and does so again one window later to the
-/// nanosecond, since all that was taken at once comes back at once. If the peer does not ask for that, a
+/// limit through, as at a [`Quota`](crate::Quota). The limit can go all at once, and does so again one window later to
+/// the nanosecond, since all that was taken at once comes back at once. If the peer does not ask for that, a
 /// [`TokenBucket`](crate::TokenBucket) is smoother, smaller and faster.
 ///
 /// # How it counts
@@ -29,21 +29,21 @@ const LONGEST_LOG: u32 = 65_536;
 /// Up to a limit of 1,024 (or what [`exact_up_to`](SlidingWindowBuilder::exact_up_to) says) it keeps **a log**, and is
 /// exact: in no stretch of time shorter than the window does more than the limit pass.
 ///
-/// With a higher limit it keeps **two counters**, of the running window and of the one before it, and takes the calls of the
-/// one before to have come evenly. With `x` the part of the running window that is over and `b` the count of the one
-/// before,
+/// With a higher limit it keeps **two counters**, of the running window and of the one before it, and takes the calls
+/// of the one before to have come evenly. With `x` the part of the running window that is over and `b` the count of the
+/// one before,
 ///
 /// ```text
 /// estimate = current + b × (1 - x)        estimate - b × (1 - x)  ≤  exact count  ≤  estimate + b × x
 /// ```
 ///
-/// So calls that came evenly are counted right, to one. Calls that all came at the end of the window before are counted too
-/// low: in the worst case the limit passes just before a boundary and as much again in the course of the window after it,
-/// never more than `limit × (1 + t / window)` in a time `t` up to a window. Calls that all came at its beginning are
-/// counted too high, and refused though an exact count would let them by.
+/// So calls that came evenly are counted right, to one. Calls that all came at the end of the window before are counted
+/// too low: in the worst case the limit passes just before a boundary and as much again in the course of the window
+/// after it, never more than `limit × (1 + t / window)` in a time `t` up to a window. Calls that all came at its
+/// beginning are counted too high, and refused though an exact count would let them by.
 ///
-/// What a cost that is settled afterwards takes above what there was counts as of then, and is gone after one window, or
-/// two where they are counted by two counters.
+/// What a cost that is settled afterwards takes above what there was counts as of then, and is gone after one window,
+/// or two where they are counted by two counters.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |
@@ -51,9 +51,9 @@ const LONGEST_LOG: u32 = 65_536;
 /// | [`max_queue`](SlidingWindowBuilder::max_queue) | 1,024 | a bound of memory, and of the work of telling a newcomer its time |
 /// | [`max_wait`](SlidingWindowBuilder::max_wait) | none | a deadline of the policy does it better |
 ///
-/// Waiting, deadlines and refunds are as at a [`TokenBucket`](crate::TokenBucket). A newcomer that finds others waiting is
-/// told its time by playing the queue forward on a copy, which takes some nanoseconds for each of them and each entry of
-/// the log.
+/// Waiting, deadlines and refunds are as at a [`TokenBucket`](crate::TokenBucket). A newcomer that finds others waiting
+/// is told its time by playing the queue forward on a copy, which takes some nanoseconds for each of them and each
+/// entry of the log.
 ///
 /// # Cost
 ///
@@ -90,7 +90,8 @@ pub struct SlidingWindowBuilder {
 limiter!(SlidingWindow, SlidingWindowBuilder, u64);
 
 impl SlidingWindowBuilder {
-    /// Up to which limit every call is remembered, at most 65,536: 1,024 unless said. With 0 two counters do for any limit.
+    /// Up to which limit every call is remembered, at most 65,536: 1,024 unless said. With 0 two counters do for any
+    /// limit.
     pub const fn exact_up_to(mut self, limit: u32) -> Self {
         self.exact_up_to = limit;
         self
@@ -143,8 +144,8 @@ impl SlidingWindow {
         self.0.read(|_, counting| counting.is_exact())
     }
 
-    /// Changes limit and window while in use. What was taken still counts, but what had already left a shorter window is
-    /// not known any more; with two counters, another length of the window makes all that counts count as of now.
+    /// Changes limit and window while in use. What was taken still counts, but what had already left a shorter window
+    /// is not known any more; with two counters, another length of the window makes all that counts count as of now.
     ///
     /// # Errors
     ///

@@ -263,8 +263,8 @@ impl Counting {
         Rate { count, period }
     }
 
-    /// Another limit from now on, for the same way of counting. What was taken still counts; in a longer window only what
-    /// the old one still knew of.
+    /// Another limit from now on, for the same way of counting. What was taken still counts; in a longer window only
+    /// what the old one still knew of.
     pub(super) fn set_rate(&mut self, now: Moment, rate: Rate) {
         match self {
             Self::Log(log) => {

@@ -59,8 +59,8 @@ impl<const PACED: bool> Word<PACED> {
         let before = self.cell.fetch_or(BUSY, AcqRel);
         self.multiplier.store(new.multiplier, Relaxed);
         self.shape.store(shape(new), Relaxed);
-        // One unit, less than a nanosecond, in the callers' favour each time: a rate that changes there and back ends below
-        // the word from before, by which somebody might swap in a state of the other pace.
+        // One unit, less than a nanosecond, in the callers' favour each time: a rate that changes there and back ends
+        // below the word from before, by which somebody might swap in a state of the other pace.
         let state = old.convert(before & STATE, now, new).saturating_sub(1);
         let state = if state == before & STATE { state.saturating_sub(1) } else { state };
         self.cell.store(before & WAITERS | state, Release);
