@@ -23,6 +23,7 @@ mod front;
 mod leaky;
 mod ledger;
 mod pace;
+mod periods;
 mod quota;
 mod shell;
 mod sliding;
