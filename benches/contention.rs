@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use resile::{Policy, Semaphore, TokenBucket};
+use resile::{Drain, Policy, Semaphore, TokenBucket};
 use support::rounds::{Effort, Line, print_head};
 use support::{laps, together};
 use tokio::runtime::Runtime;
@@ -26,6 +26,7 @@ fn main() {
     share(effort, "bucket", &support::only_gate(support::bucket()), None);
     share(effort, "semaphore", &support::only_gate(support::semaphore()), None);
     share(effort, "breaker", &support::only_gate(support::breaker()), None);
+    share(effort, "drain", &support::only_gate(Drain::new()), None);
     queue(effort);
     wait_for_tokens(effort);
 }

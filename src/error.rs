@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ pub enum ErrorKind {
     TimedOut,
     /// A gate did not let the call in.
     Refused,
-    /// The caller cancelled the call.
+    /// The call was cancelled: by its caller, its policy, or its context.
     Cancelled,
 }
 
@@ -155,7 +156,7 @@ impl<E> Error<E> {
         self.kind() == ErrorKind::Refused
     }
 
-    /// Whether the caller cancelled the call.
+    /// Whether the call was cancelled; [`cancel_reason`](Error::cancel_reason) says why.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.kind() == ErrorKind::Cancelled
@@ -345,7 +346,7 @@ impl<E> fmt::Display for Error<E> {
             Cause::TimedOut(limit) if attempts == 0 => write!(f, "timed out before the first attempt: {limit} passed"),
             Cause::TimedOut(limit) => write!(f, "timed out in attempt {attempts}: {limit} passed"),
             Cause::Refused(refusal) => fmt::Display::fmt(refusal, f),
-            Cause::Cancelled(CancelReason::Unspecified) => f.write_str("cancelled by the caller"),
+            Cause::Cancelled(CancelReason::Unspecified) => f.write_str("cancelled"),
             Cause::Cancelled(reason) => write!(f, "cancelled: {reason}"),
         }
     }
@@ -394,6 +395,12 @@ impl Name {
             Self::Static(name) => name,
             Self::Shared(name) => name,
         }
+    }
+}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -469,6 +476,8 @@ pub enum Reason {
     ForcedOpen,
     /// The gate was closed for good.
     Closed,
+    /// The service takes no more work: it is shutting down.
+    Draining,
     /// A reason of a gate of your own.
     Other(&'static str),
 }
@@ -486,6 +495,7 @@ impl fmt::Display for Reason {
             Self::Probing => "the circuit is half open and its probes are on their way",
             Self::ForcedOpen => "the circuit is held open",
             Self::Closed => "it is closed",
+            Self::Draining => "it takes no more work",
             Self::Other(reason) => reason,
         })
     }

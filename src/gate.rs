@@ -27,9 +27,9 @@
 //! ```
 //!
 //! The life of a pass: [`Gate::enter`] gives it, perhaps after a wait in which the call holds a [`Ticket`] and
-//! [`Gate::poll_wait`] is asked again; after any further wait [`Gate::still`] is asked whether it holds; and
-//! [`Gate::leave`] takes it back with the [`Outcome`], also when the call is dropped at whatever await point or
-//! panics. A ticket that does not become a pass goes to [`Gate::abandon`].
+//! [`Gate::poll_wait`] is asked again; after any further wait, and before another attempt of a retry inside, the gate is
+//! asked whether it [still](Gate::still) holds; and [`Gate::leave`] takes it back with the [`Outcome`], also when the
+//! call is dropped at whatever await point or panics. A ticket that does not become a pass goes to [`Gate::abandon`].
 
 use std::sync::Arc;
 use std::task::Context;
@@ -75,7 +75,7 @@ pub trait Gate: Send + Sync + 'static {
         let _ = ticket;
     }
 
-    /// Whether a pass that was given before a wait still holds after it.
+    /// Whether a pass that was given before a wait still holds after it, or before another attempt of a retry inside.
     ///
     /// # Errors
     ///

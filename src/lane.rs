@@ -43,6 +43,8 @@ enum Phase {
     Queued,
     /// Between two attempts, until `until`.
     Backoff,
+    /// About to enter for another attempt.
+    Again,
     /// All steps are passed.
     Running,
 }
@@ -288,7 +290,8 @@ impl Lane {
                 Kind::Semaphore(gate) => gate.enter_at_once(cost),
                 Kind::Breaker(gate) => gate.enter_at_once(),
                 Kind::Bucket(gate) => gate.enter_at_once(cost, now),
-                Kind::Gate(_) => None,
+                Kind::Drain(gate) => gate.enter_at_once(),
+                Kind::Part(_) | Kind::Gate(_) => None,
             };
             let Some(pass) = pass else { break };
             *frame = pass.words();
@@ -387,12 +390,12 @@ impl Lane {
                         return Poll::Ready(Err(end));
                     }
                 }
-                Phase::Backoff => {
-                    match ready!(self.poll_pause(timer.as_mut(), self.until, cx)) {
-                        Woken::Due => {}
-                        Woken::Deadline => return Poll::Ready(Err(End::TimedOut(self.fired(steps)))),
-                        Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
-                    }
+                Phase::Backoff => match ready!(self.poll_pause(timer.as_mut(), self.until, cx)) {
+                    Woken::Due => self.phase = Phase::Again,
+                    Woken::Deadline => return Poll::Ready(Err(End::TimedOut(self.fired(steps)))),
+                    Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
+                },
+                Phase::Again => {
                     self.phase = Phase::Entering;
                     if let Err(end) = self.ask_still(steps) {
                         return Poll::Ready(Err(end));
@@ -454,7 +457,7 @@ impl Lane {
         }
     }
 
-    /// After a wait, asks the gates that were passed before it whether their passes still hold.
+    /// After a wait or an attempt, asks the gates that were passed before it whether their passes still hold.
     fn ask_still(&mut self, steps: &[Step]) -> Result<(), End> {
         for (place, step) in steps[..self.depth as usize].iter().enumerate() {
             if let Some(gate) = step.as_revoking_gate() {
@@ -535,6 +538,8 @@ impl Lane {
                 Kind::Retry(retry) => retry.leave_well([a, b], &self.call),
                 Kind::Semaphore(gate) => gate.give_back(a),
                 Kind::Breaker(gate) => gate.hear_good(a, b, times),
+                Kind::Drain(gate) => gate.give_back(),
+                Kind::Part(gate) => gate.give_back(a),
                 Kind::Gate(gate) => gate.leave(Pass::new(a, b), Outcome::Judged(verdict, times)),
             }
         }
@@ -585,6 +590,8 @@ impl Lane {
                 Kind::Semaphore(gate) => gate.give_back(a),
                 Kind::Breaker(gate) => gate.hear(a, b, outcome),
                 Kind::Bucket(gate) => gate.hear(&pass, outcome),
+                Kind::Drain(gate) => gate.give_back(),
+                Kind::Part(gate) => gate.give_back(a),
                 Kind::Gate(gate) => gate.leave(pass, *outcome),
             }
         }
@@ -600,7 +607,7 @@ impl Lane {
             self.call.next_attempt();
         }
         self.operating = false;
-        self.phase = if until.is_some() { Phase::Backoff } else { Phase::Entering };
+        self.phase = if until.is_some() { Phase::Backoff } else { Phase::Again };
         self.until = until.unwrap_or(Moment::NEVER);
     }
 

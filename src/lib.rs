@@ -39,6 +39,7 @@
 //! | [`LeakyBucket`], [`SlidingWindow`], [`Quota`] | it counts otherwise: evenly, over the last so long, or by the calendar ([which?](rate)) |
 //! | [`Snapshot`], [`LimitFields`] | you tell your own callers what is left to them |
 //! | [`Semaphore`] | the peer can do so many things at once |
+//! | [`Drain`] | a service has to stop within a bound without cutting its work in half |
 //! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
 //! | [`Scope`] | several things are done at once, and end together |
 //! | [`context`] | the deadline and the cancellation of a request hold for all that it calls |
@@ -97,6 +98,7 @@ mod call;
 pub mod cancel;
 pub mod context;
 mod cut;
+pub mod drain;
 mod error;
 mod ext;
 pub mod gate;
@@ -129,6 +131,7 @@ pub use breaker::{BreakerBuilder, BreakerCounts, CircuitBreaker, State};
 pub use call::{Attempt, Call, CallBuilder, CancelSource, Deadline, Key, Priority};
 pub use cancel::{Cancel, CancelReason, Cancelled};
 pub use cut::{CutShort, OnCancel};
+pub use drain::{Drain, DrainBuilder, DrainPart, Drained, Held, Phase};
 pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Refusal, Stop};
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};

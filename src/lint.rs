@@ -88,8 +88,13 @@ impl Layout<'_> {
         self.0.iter().enumerate().filter(|(_, step)| matches!(step.0, Kind::Retry(_))).map(|(place, _)| place)
     }
 
+    /// Drains are none of them: nobody waits or pays there, and no retry tries their refusals again.
     fn gates(&self, breakers: bool) -> impl Iterator<Item = usize> {
-        let is = move |step: &Step| step.as_gate().is_some() && matches!(step.0, Kind::Breaker(_)) == breakers;
+        let is = move |step: &Step| match step.0 {
+            Kind::Breaker(_) => breakers,
+            Kind::Drain(_) | Kind::Part(_) => false,
+            _ => !breakers && step.as_gate().is_some(),
+        };
         self.0.iter().enumerate().filter(move |(_, step)| is(step)).map(|(place, _)| place)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::breaker::CircuitBreaker;
 use crate::call::Call;
+use crate::drain::{Drain, DrainPart};
 use crate::error::{Reason, Refusal};
 use crate::gate::{Entry, Gate, Needs};
 use crate::internal::time::nanos;
@@ -62,6 +63,8 @@ pub(crate) enum Kind {
     Semaphore(Semaphore),
     Breaker(CircuitBreaker),
     Bucket(TokenBucket),
+    Drain(Drain),
+    Part(DrainPart),
     Gate(Arc<Box<dyn Gate>>),
 }
 
@@ -83,6 +86,10 @@ impl Step {
             Kind::Breaker(breaker)
         } else if let Some(bucket) = take(&mut gate) {
             Kind::Bucket(bucket)
+        } else if let Some(drain) = take(&mut gate) {
+            Kind::Drain(drain)
+        } else if let Some(part) = take(&mut gate) {
+            Kind::Part(part)
         } else if let Some(gate) = gate {
             Kind::Gate(Arc::new(Box::new(gate)))
         } else {
@@ -97,6 +104,8 @@ impl Step {
             Kind::Semaphore(gate) => Some(gate),
             Kind::Breaker(gate) => Some(gate),
             Kind::Bucket(gate) => Some(gate),
+            Kind::Drain(gate) => Some(gate),
+            Kind::Part(gate) => Some(gate),
             Kind::Gate(gate) => Some(&***gate),
         }
     }
@@ -107,7 +116,7 @@ impl Step {
         match &self.0 {
             Kind::Timeout(_) | Kind::Bucket(_) => false,
             Kind::Retry(plan) => plan.has_budget(),
-            Kind::Semaphore(_) | Kind::Breaker(_) | Kind::Gate(_) => true,
+            Kind::Semaphore(_) | Kind::Breaker(_) | Kind::Drain(_) | Kind::Part(_) | Kind::Gate(_) => true,
         }
     }
 
@@ -115,7 +124,7 @@ impl Step {
     pub(crate) fn as_revoking_gate(&self) -> Option<&dyn Gate> {
         match &self.0 {
             Kind::Timeout(_) | Kind::Retry(_) | Kind::Semaphore(_) | Kind::Bucket(_) => None,
-            Kind::Breaker(_) | Kind::Gate(_) => self.as_gate(),
+            Kind::Breaker(_) | Kind::Drain(_) | Kind::Part(_) | Kind::Gate(_) => self.as_gate(),
         }
     }
 
@@ -157,6 +166,8 @@ impl fmt::Display for Step {
             Kind::Semaphore(gate) => fmt::Display::fmt(gate, f),
             Kind::Breaker(gate) => fmt::Display::fmt(gate, f),
             Kind::Bucket(gate) => fmt::Display::fmt(gate, f),
+            Kind::Drain(gate) => f.write_str(gate.name()),
+            Kind::Part(gate) => f.write_str(gate.name()),
             Kind::Gate(gate) => f.write_str(gate.name()),
         }
     }
@@ -168,6 +179,8 @@ impl fmt::Debug for Step {
             Kind::Semaphore(gate) => fmt::Debug::fmt(gate, f),
             Kind::Breaker(gate) => fmt::Debug::fmt(gate, f),
             Kind::Bucket(gate) => fmt::Debug::fmt(gate, f),
+            Kind::Drain(gate) => fmt::Debug::fmt(gate, f),
+            Kind::Part(gate) => fmt::Debug::fmt(gate, f),
             _ => write!(f, "Step({self})"),
         }
     }

@@ -15,10 +15,11 @@ use resile::context::{Context as RequestContext, Scoped};
 use resile::run::Plain;
 use resile::{
     Acquire, Attempt, ByPolicy, ByResult, Call, CallBuilder, Cancel, CancelReason, Cancelled, ChildEnd, ChildPanic,
-    CircuitBreaker, ConfigError, CutShort, Deadline, Entry, Erased, Error, ErrorKind, Fault, FewSteps, Finding,
-    FutureExt, Gate, Guard, Jitter, Judged, Key, LeakyBucket, Limit, LimitFields, Mapped, Moment, OnCancel, OneShot,
-    Outcome, Pass, Policy, PolicyBuilder, Priority, Quota, Rate, Reason, Refusal, Retry, RetryBudget, Run, Scope,
-    ScopeEnd, Semaphore, SlidingWindow, Snapshot, State, Stop, Ticket, Times, TokenBucket, Verdict,
+    CircuitBreaker, ConfigError, CutShort, Deadline, Drain, DrainBuilder, DrainPart, Drained, Entry, Erased, Error,
+    ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Held, Jitter, Judged, Key, LeakyBucket, Limit,
+    LimitFields, Mapped, Moment, OnCancel, OneShot, Outcome, Pass, Phase, Policy, PolicyBuilder, Priority, Quota, Rate,
+    Reason, Refusal, Retry, RetryBudget, Run, Scope, ScopeEnd, Semaphore, SlidingWindow, Snapshot, State, Stop, Ticket,
+    Times, TokenBucket, Verdict,
 };
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -95,6 +96,12 @@ fn handles_and_values_are_cloned_shared_and_kept_everywhere() {
     assert_value::<CancelReason>();
     assert_value::<RequestContext>();
     assert_value::<CutShort>();
+    assert_value::<Drain>();
+    assert_value::<DrainBuilder>();
+    assert_value::<DrainPart>();
+    assert_value::<Drained>();
+    assert_value::<Held>();
+    assert_value::<Phase>();
 
     assert_shared::<Scope<(), ()>>();
     assert_shared::<ScopeEnd<(), ()>>();
@@ -140,6 +147,15 @@ impl<E, X> Future for Operation<E, X> {
 
 fn operation<E, X>() -> Operation<E, X> {
     Operation(std::marker::PhantomData)
+}
+
+#[test]
+fn what_waits_for_a_drain_is_sent_to_any_task_and_holds_no_borrow() {
+    let drain = Drain::new();
+    drop(assert_static(drain.close(Duration::ZERO)));
+    drop(assert_static(drain.closed()));
+    drop(assert_static(drain.closing()));
+    drop(assert_static(drain.wait_for(Phase::Done)));
 }
 
 /// A closure that holds what cannot be sent. Inside of one function the compiler does not know that yet.

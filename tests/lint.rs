@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Entry, Gate, Jitter, Lint, OnRefusal, Outcome, Pass, Policy, PolicyBuilder, Rate, Retry,
-    RetryBudget, Semaphore, TokenBucket,
+    Call, CircuitBreaker, Drain, Entry, Gate, Jitter, Lint, OnRefusal, Outcome, Pass, Policy, PolicyBuilder, Rate,
+    Retry, RetryBudget, Semaphore, TokenBucket,
 };
 
 const fn secs(count: u64) -> Duration {
@@ -41,6 +41,19 @@ fn parts_of_the_canonical_order_have_nothing_unusual() {
     assert_eq!(found(Policy::named("p").timeout(secs(2)).retry(retry()).timeout(secs(1))), []);
     assert_eq!(found(Policy::named("p").timeout(secs(1)).gate(Semaphore::permits(1))), []);
     assert_eq!(found(Policy::named("p").timeout(secs(2)).gate(CircuitBreaker::builder()).timeout(secs(1))), []);
+}
+
+#[test]
+fn a_drain_may_stand_around_everything() {
+    let retry = retry().on_refusal(OnRefusal::Retry);
+    let inside = |builder: PolicyBuilder| builder.timeout(secs(2)).retry(retry.clone()).timeout(secs(1));
+    let breaker = |builder: PolicyBuilder| builder.timeout(secs(2)).gate(CircuitBreaker::builder()).timeout(secs(1));
+    let drain = Drain::new();
+    let around: [&dyn Fn(PolicyBuilder) -> PolicyBuilder; 2] = [&inside, &breaker];
+    for around in around {
+        assert_eq!(found(around(Policy::named("p").gate(drain.clone()))), []);
+        assert_eq!(found(around(Policy::named("p").gate(drain.part("p")))), []);
+    }
 }
 
 #[test]

@@ -54,6 +54,7 @@ impl Limits {
             "gates/bucket" => Self::OURS.instructions(60.0, 30.0).clocks(0.0, 0.0),
             "gates/semaphore" => Self::OURS.instructions(70.0, 40.0).clocks(0.0, 0.0),
             "gates/breaker" => Self::OURS.instructions(90.0, 40.0).clocks(0.0, 0.0),
+            "gates/drain" => Self::OURS.instructions(40.0, 25.0).clocks(0.0, 0.0),
             _ => Self::OURS,
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use resile::context::{self, Context};
-use resile::{Call, Cancel, Entry, Gate, Moment, Outcome, Pass, Policy, Times, Verdict};
+use resile::{Call, Cancel, Drain, Entry, Gate, Moment, Outcome, Pass, Policy, Times, Verdict};
 
 use super::succeed;
 
@@ -40,6 +40,7 @@ pub const ALL: &[Row] = &[
     ("gates/bucket", || gate(super::bucket())),
     ("gates/semaphore", || gate(super::semaphore())),
     ("gates/breaker", || gate(super::breaker())),
+    ("gates/drain", || gate(Drain::new())),
 ];
 
 pub fn start(name: &str) -> Lap {

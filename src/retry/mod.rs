@@ -391,7 +391,7 @@ impl Situation<'_> {
             End::TimedOut(Some(place)) if *place > self.place && self.started => Some(Verdict::Transient(None)),
             End::Refused(place, refusal) if *place > self.place && on_refusal == OnRefusal::Retry => {
                 match refusal.reason() {
-                    Reason::Closed | Reason::CostAboveLimit { .. } => None,
+                    Reason::Closed | Reason::Draining | Reason::CostAboveLimit { .. } => None,
                     _ => Some(Verdict::Overloaded(refusal.retry_after())),
                 }
             }

@@ -5,8 +5,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Entry, Gate, LeakyBucket, Moment, Outcome, Pass, Quota, Reason, Refusal, RetryBudget,
-    Semaphore, SlidingWindow, State, Ticket, TokenBucket,
+    Call, CircuitBreaker, Drain, Entry, Gate, LeakyBucket, Moment, Outcome, Pass, Phase, Quota, Reason, Refusal,
+    RetryBudget, Semaphore, SlidingWindow, State, Ticket, TokenBucket,
 };
 
 use super::journal::{Event, Journal};
@@ -201,6 +201,7 @@ pub enum Watched {
     Quota(Quota),
     Breaker(CircuitBreaker),
     Budget(RetryBudget),
+    Drain(Drain),
     Spy(Spy),
 }
 
@@ -224,6 +225,11 @@ pub enum Reading {
     },
     Budget {
         available: u64,
+    },
+    Drain {
+        in_flight: u64,
+        named: usize,
+        phase: Phase,
     },
     Spy {
         passes: usize,
@@ -249,6 +255,9 @@ impl Watched {
                 Reading::Breaker { state, places, calls: breaker.counts().calls }
             }
             Self::Budget(budget) => Reading::Budget { available: budget.available() },
+            Self::Drain(drain) => {
+                Reading::Drain { in_flight: drain.in_flight(), named: drain.held().len(), phase: drain.phase() }
+            }
             Self::Spy(spy) => {
                 let (passes, tickets) = spy.out();
                 Reading::Spy { passes, tickets }
