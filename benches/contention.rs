@@ -7,13 +7,11 @@ mod support;
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use resile::{Drain, Policy, Semaphore, TokenBucket};
-use support::rounds::{Effort, Line, median, print_head, timed};
-use support::{World, laps};
+use support::rounds::{Effort, Line, print_head};
+use support::{laps, together};
 use tokio::runtime::Runtime;
 use tokio::task::{JoinSet, yield_now};
 
@@ -35,72 +33,15 @@ fn main() {
 
 /// Two threads that share a policy, against one that has it alone.
 fn share(effort: Effort, what: &str, policy: &Policy, limits: Option<(f64, f64)>) {
-    let times = {
-        let world = World::new();
-        let _entered = world.enter();
-        let mut lap = laps::ready(policy.clone());
-        effort.calibrate(|times| timed(|| lap(times)))
-    };
-    let (mut alone, mut shared) = (Vec::new(), Vec::new());
-    let patience = effort.batch * (effort.rounds * 20) as u32;
-    let start = Instant::now();
-    while shared.len() < effort.rounds && start.elapsed() < patience {
-        let one = run_together(policy, 1, times);
-        let two = run_together(policy, 2, times);
-        // Others use the machine too: what was not run side by side does not count.
-        if side_by_side(&two) {
-            alone.push(per_operation(&one, times));
-            shared.push(per_operation(&two, times));
-        }
-    }
-    if shared.is_empty() {
+    let start = || laps::ready(policy.clone());
+    let Some([alone, shared]) = together::medians(effort, [(1, &start), (2, &start)]) else {
         println!("  {what}: the machine is too busy to run two threads side by side");
         return;
-    }
-    let (alone, shared) = (median(alone), median(shared));
+    };
     let ratio = Line::new(what, shared / alone, "×");
     if let Some((must, aim)) = limits { ratio.must(must, aim) } else { ratio }.print();
     Line::new("    alone", alone, "ns").print();
     Line::new("    two threads", shared, "ns").print();
-}
-
-/// Nanoseconds per operation and thread.
-fn per_operation(runs: &[(Instant, Instant)], times: u64) -> f64 {
-    let took: Duration = runs.iter().map(|(start, end)| *end - *start).sum();
-    took.as_nanos() as f64 / (runs.len() as u64 * times) as f64
-}
-
-/// Whether all were running for four fifths of the time in which any was.
-fn side_by_side(runs: &[(Instant, Instant)]) -> bool {
-    let starts = || runs.iter().map(|(start, _)| *start);
-    let ends = || runs.iter().map(|(_, end)| *end);
-    match (starts().min(), starts().max(), ends().min(), ends().max()) {
-        (Some(first), Some(all), Some(until), Some(last)) => (until - all) * 5 >= (last - first) * 4,
-        _ => false,
-    }
-}
-
-/// When each thread began and ended its loop.
-fn run_together(policy: &Policy, threads: usize, times: u64) -> Vec<(Instant, Instant)> {
-    let missing = AtomicUsize::new(threads);
-    let run = || {
-        let world = World::new();
-        let _entered = world.enter();
-        let mut lap = laps::ready(policy.clone());
-        lap(100);
-        // Spins, so that all are on a core when the last one comes.
-        missing.fetch_sub(1, Ordering::AcqRel);
-        while missing.load(Ordering::Acquire) > 0 {
-            std::hint::spin_loop();
-        }
-        let start = Instant::now();
-        lap(times);
-        (start, Instant::now())
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a thread that ends well")).collect()
-    })
 }
 
 /// Nanoseconds per call of a thousand tasks, each of which has a handle and makes twenty calls one after the other.

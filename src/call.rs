@@ -18,6 +18,7 @@ use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
 use crate::run::{Once, Plain, Run, WithCall};
 use crate::said::{self, Said};
+use crate::verdict::Settled;
 
 pub use crate::said::CancelSource;
 
@@ -500,7 +501,8 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
-    /// How many permits or tokens the call takes at each gate: 1 unless said. A cost of 0 takes none.
+    /// How many permits or tokens the call takes at each gate: 1 unless said. A cost of 0 takes no permits, and is refused
+    /// where tokens are counted.
     pub const fn cost(mut self, cost: u32) -> Self {
         self.call.cost = cost;
         self
@@ -563,6 +565,33 @@ impl<P: Steps, C> CallBuilder<P, C> {
     /// Judges the results; see [`Policy::classify`].
     pub fn classify<J>(self, judge: J) -> CallBuilder<P, J> {
         CallBuilder { policy: self.policy, judge, call: self.call }
+    }
+
+    /// Says what an attempt has really cost, read from its result: bytes, tokens of a model, money. To be said after
+    /// [`classify`](Self::classify), which names another judge.
+    ///
+    /// The limiters of the policy took the [`cost`](Self::cost) that was estimated; they put the difference back, or take
+    /// it although it is not there, see [`Guard::settle`](crate::Guard::settle). An attempt without a result, since it was
+    /// cut or dropped, has cost what was estimated. A limiter outside of a retry is told of each attempt, and goes by the
+    /// last.
+    ///
+    /// ```
+    /// use resile::{Policy, TokenBucket};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bytes = TokenBucket::per_second(1000).burst(500).build()?;
+    /// let policy = Policy::named("pages").gate(bytes.clone()).build()?;
+    /// policy
+    ///     .call()
+    ///     .cost(100)
+    ///     .settle(|page: &Result<&str, std::io::Error>| page.as_ref().map_or(0, |page| page.len() as u32))
+    ///     .run(|| async { Ok("a short page") })
+    ///     .await?;
+    /// assert_eq!(bytes.peek(), 488);
+    /// # Ok(()) }
+    /// ```
+    pub fn settle<S>(self, cost: S) -> CallBuilder<P, Settled<C, S>> {
+        CallBuilder { policy: self.policy, judge: Settled { judge: self.judge, cost }, call: self.call }
     }
 
     /// Runs the operation; see [`Policy::run`].

@@ -466,6 +466,8 @@ pub enum Reason {
         /// The most that can be had at once.
         limit: u32,
     },
+    /// The call costs nothing, which a limiter does not let by uncharged.
+    ZeroCost,
     /// The circuit is open.
     CircuitOpen,
     /// The circuit is half open, and all its probes are on their way.
@@ -488,6 +490,7 @@ impl fmt::Display for Reason {
             Self::QueueTimeout => "the longest wait is over",
             Self::TooLate => "it could not be served in time",
             Self::CostAboveLimit { cost, limit } => return write!(f, "a cost of {cost} is above the limit of {limit}"),
+            Self::ZeroCost => "a call that costs nothing can't be charged",
             Self::CircuitOpen => "the circuit is open",
             Self::Probing => "the circuit is half open and its probes are on their way",
             Self::ForcedOpen => "the circuit is held open",

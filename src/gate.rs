@@ -64,6 +64,12 @@ pub trait Gate: Send + Sync + 'static {
         self.enter(call)
     }
 
+    /// Is told what a pass has really cost, where that is known only afterwards: the pass stays out. Gates that use their
+    /// tokens up charge or put back the difference; the default does nothing.
+    fn settle(&self, pass: &mut Pass, actual: u32) {
+        let _ = (pass, actual);
+    }
+
     /// Takes back the ticket of a call that stopped waiting.
     fn abandon(&self, ticket: Ticket) {
         let _ = ticket;
@@ -194,6 +200,10 @@ impl<G: Gate + ?Sized> Gate for Arc<G> {
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
         (**self).poll_wait(ticket, call, cx)
+    }
+
+    fn settle(&self, pass: &mut Pass, actual: u32) {
+        (**self).settle(pass, actual);
     }
 
     fn abandon(&self, ticket: Ticket) {

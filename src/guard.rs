@@ -82,6 +82,32 @@ impl Guard {
         Self { step, pass: Some(pass), started }
     }
 
+    /// Says what it has really cost, where that is known only afterwards: bytes, tokens of a model, money.
+    ///
+    /// A limiter puts back what was taken too much, or takes the rest although it is not there: those who come next wait
+    /// for it. May be said again as the cost grows, and says nothing about how it ended. Other gates take no notice.
+    ///
+    /// ```
+    /// use resile::TokenBucket;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bytes = TokenBucket::per_second(1000).burst(100).build()?;
+    /// let mut guard = bytes.acquire_many(60).await?;     // estimated
+    /// guard.settle(25);
+    /// guard.success();
+    /// assert_eq!(bytes.peek(), 75);
+    ///
+    /// let mut guard = bytes.acquire_many(60).await?;
+    /// guard.settle(175);                                  // a hundred more than there were
+    /// assert_eq!(bytes.try_take(1).unwrap_err().retry_after().unwrap().as_millis(), 101);
+    /// # Ok(()) }
+    /// ```
+    pub fn settle(&mut self, actual: u32) {
+        if let (Some(gate), Some(pass)) = (self.step.as_gate(), self.pass.as_mut()) {
+            gate.settle(pass, actual);
+        }
+    }
+
     /// What it was for went well.
     pub fn success(self) {
         self.finish(Verdict::Success);

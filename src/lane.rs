@@ -471,6 +471,19 @@ impl Lane {
         Ok(())
     }
 
+    /// Tells the gates what the attempt has really cost.
+    #[cold]
+    pub(crate) fn settle(&mut self, steps: &[Step], actual: u32) {
+        for (place, step) in steps[..self.depth as usize].iter().enumerate() {
+            if let Some(gate) = step.as_gate() {
+                let [a, b] = *self.frame(place);
+                let mut pass = Pass::new(a, b);
+                gate.settle(&mut pass, actual);
+                *self.frame(place) = pass.words();
+            }
+        }
+    }
+
     /// While the operation is pending: waits for what could end it.
     #[inline]
     pub(crate) fn poll_interrupt(&mut self, steps: &[Step], timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<End> {

@@ -36,6 +36,8 @@
 //! | [`RetryBudget`] | an outage must not be multiplied by the retries of everybody |
 //! | [`CircuitBreaker`] | the peer can be down, and waiting for it costs more than a quick no |
 //! | [`TokenBucket`] | the peer allows so many calls per second |
+//! | [`LeakyBucket`], [`SlidingWindow`], [`Quota`] | it counts otherwise: evenly, over the last so long, or by the calendar ([which?](rate)) |
+//! | [`Snapshot`], [`LimitFields`] | you tell your own callers what is left to them |
 //! | [`Semaphore`] | the peer can do so many things at once |
 //! | [`Drain`] | a service has to stop within a bound without cutting its work in half |
 //! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
@@ -140,10 +142,13 @@ pub use health::{Health, HealthBuilder};
 pub use internal::time::Moment;
 pub use lint::{Finding, Lint};
 pub use policy::{Judged, Policy, PolicyBuilder, Steps};
-pub use rate::{Rate, TokenBucket, TokenBucketBuilder};
+pub use rate::{
+    LeakyBucket, LeakyBucketBuilder, LimitFields, Quota, QuotaBuilder, QuotaPolicy, Rate, RetryAfter, ServiceLimit,
+    SlidingWindow, SlidingWindowBuilder, Snapshot, TokenBucket, TokenBucketBuilder,
+};
 pub use retry::{Backoff, Jitter, OnRefusal, RatioBuilder, Retry, RetryBudget, ShareBuilder};
 pub use run::Run;
 pub use scope::{ChildEnd, ChildPanic, Mapped, Scope, ScopeEnd};
 pub use semaphore::{Semaphore, SemaphoreBuilder};
 pub use step::Step;
-pub use verdict::{ByPolicy, ByResult, Classify, Verdict};
+pub use verdict::{ByPolicy, ByResult, Classify, Settled, Verdict};

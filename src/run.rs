@@ -142,9 +142,12 @@ where
                     let polled = this.operation.as_mut().as_pin_mut().map(|operation| operation.poll(cx));
                     let Some(Poll::Ready(result)) = polled else { return None };
                     this.operation.set(None);
-                    Some((this.judge.classify(&result), result))
+                    Some((this.judge.classify(&result), this.judge.cost(&result), result))
                 });
-                if let Some((verdict, result)) = judged {
+                if let Some((verdict, cost, result)) = judged {
+                    if let Some(cost) = cost {
+                        this.lane.settle(steps, cost);
+                    }
                     match this.lane.walk_out(steps, outline, &End::Judged(verdict)) {
                         Out::Caller(stop) => {
                             return Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, stop)));

@@ -85,6 +85,14 @@ impl Verdict {
 pub trait Classify<T, E> {
     /// The verdict on one attempt's result.
     fn classify(&self, result: &Result<T, E>) -> Verdict;
+
+    /// What the attempt has really cost, if that is to be [settled](crate::CallBuilder::settle).
+    #[doc(hidden)]
+    #[inline]
+    fn cost(&self, result: &Result<T, E>) -> Option<u32> {
+        let _ = result;
+        None
+    }
 }
 
 impl<T, E, F> Classify<T, E> for F
@@ -113,6 +121,30 @@ impl<T, E> Classify<T, E> for ByResult {
             Ok(_) => Verdict::Success,
             Err(_) => Verdict::Transient(None),
         }
+    }
+}
+
+/// A judge that also reads from the result what the attempt has cost; from
+/// [`CallBuilder::settle`](crate::CallBuilder::settle).
+#[derive(Clone, Copy, Debug)]
+pub struct Settled<C, S> {
+    pub(crate) judge: C,
+    pub(crate) cost: S,
+}
+
+impl<T, E, C, S> Classify<T, E> for Settled<C, S>
+where
+    C: Classify<T, E>,
+    S: Fn(&Result<T, E>) -> u32,
+{
+    #[inline]
+    fn classify(&self, result: &Result<T, E>) -> Verdict {
+        self.judge.classify(result)
+    }
+
+    #[inline]
+    fn cost(&self, result: &Result<T, E>) -> Option<u32> {
+        Some((self.cost)(result))
     }
 }
 

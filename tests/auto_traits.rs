@@ -16,9 +16,10 @@ use resile::run::Plain;
 use resile::{
     Acquire, Attempt, ByPolicy, ByResult, Call, CallBuilder, Cancel, CancelReason, Cancelled, ChildEnd, ChildPanic,
     CircuitBreaker, ConfigError, CutShort, Deadline, Drain, DrainBuilder, DrainPart, Drained, Entry, Erased, Error,
-    ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Held, Jitter, Judged, Key, Limit, Mapped, Moment,
-    OnCancel, OneShot, Outcome, Pass, Phase, Policy, PolicyBuilder, Priority, Rate, Reason, Refusal, Retry,
-    RetryBudget, Run, Scope, ScopeEnd, Semaphore, State, Stop, Ticket, Times, TokenBucket, Verdict,
+    ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Held, Jitter, Judged, Key, LeakyBucket, Limit,
+    LimitFields, Mapped, Moment, OnCancel, OneShot, Outcome, Pass, Phase, Policy, PolicyBuilder, Priority, Quota, Rate,
+    Reason, Refusal, Retry, RetryBudget, Run, Scope, ScopeEnd, Semaphore, SlidingWindow, Snapshot, State, Stop, Ticket,
+    Times, TokenBucket, Verdict,
 };
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +63,11 @@ fn handles_and_values_are_cloned_shared_and_kept_everywhere() {
     assert_value::<Semaphore>();
     assert_value::<CircuitBreaker>();
     assert_value::<TokenBucket>();
+    assert_value::<LeakyBucket>();
+    assert_value::<SlidingWindow>();
+    assert_value::<Quota>();
+    assert_value::<Snapshot>();
+    assert_value::<LimitFields>();
     assert_value::<RetryBudget>();
     assert_value::<Retry>();
     assert_value::<Refusal>();

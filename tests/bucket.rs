@@ -152,13 +152,15 @@ async fn tokens_are_taken_all_or_none() {
     bucket.try_take(2).unwrap();
 }
 
+/// Nobody passes uncharged, not even a bucket that is full.
 #[tokio::test(start_paused = true)]
-async fn a_cost_of_nothing_takes_nothing() {
+async fn a_cost_of_nothing_is_refused_and_takes_nothing() {
     let bucket = per_second(10, 1);
-    for _ in 0..10 {
-        bucket.try_take(0).unwrap();
-        gated(&bucket).call().cost(0).run(|| ready(Ok::<_, Infallible>(()))).await.unwrap();
-    }
+    let refusal = bucket.try_take(0).unwrap_err();
+    assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::ZeroCost, None));
+    assert_eq!(bucket.acquire_many(0).await.unwrap_err().reason(), Reason::ZeroCost);
+    let error = gated(&bucket).call().cost(0).run(|| ready(Ok::<_, ()>(()))).await.unwrap_err();
+    assert_eq!(error.refusal().unwrap().reason(), Reason::ZeroCost);
     assert_eq!(bucket.peek(), 1);
 }
 

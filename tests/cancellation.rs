@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use resile::context;
 use resile::{
-    Acquire, Backoff, Call, CircuitBreaker, Drain, Entry, Error, FutureExt, Gate, Guard, Outcome, Pass, Phase, Policy,
-    PolicyBuilder, Rate, Refusal, Retry, RetryBudget, Semaphore, State, Ticket, TokenBucket, Verdict,
+    Acquire, Backoff, Call, CircuitBreaker, Drain, Entry, Error, FutureExt, Gate, Guard, LeakyBucket, Outcome, Pass,
+    Phase, Policy, PolicyBuilder, Quota, Rate, Refusal, Retry, RetryBudget, Semaphore, SlidingWindow, State, Ticket,
+    TokenBucket, Verdict,
 };
 use support::hand::{Clock, Flag, catch_boom, poll_once};
 use support::journal::{Heard, Journal, Passage};
@@ -46,6 +47,10 @@ enum Kind {
     Tokens,
     /// A bucket without: the call must wait.
     Empty,
+    /// A leaky bucket, a window and a quota without: the same.
+    Leaky,
+    Window,
+    Quota,
     /// A drain that is open: the call has a name there.
     Drain,
     /// A drain that begins to close while the call waits for something further in.
@@ -72,6 +77,9 @@ const KINDS: [Kind; 13] = [
     Kind::OwnDelay,
 ];
 
+/// The other limiters wait in the same queue as the bucket, so they stand in no triples.
+const LIMITERS: [Kind; 3] = [Kind::Leaky, Kind::Window, Kind::Quota];
+
 /// Between two attempts, for an empty bucket, at a gate that delays.
 const STEP: Duration = ms(10);
 const LIMIT: Duration = ms(40);
@@ -86,7 +94,7 @@ const SPIES: [&str; 5] = ["spy 0", "spy 1", "spy 2", "spy 3", "spy 4"];
 const ACTS: [&[Act]; 6] = [&[OK], &[ERR], &[OK.after_polls(1)], &[OK.after(STEP)], &[ERR, OK], &[HANG]];
 
 fn singles() -> impl Iterator<Item = Vec<Kind>> {
-    KINDS.into_iter().map(|kind| vec![kind])
+    KINDS.into_iter().chain(LIMITERS).map(|kind| vec![kind])
 }
 
 fn pairs() -> impl Iterator<Item = Vec<Kind>> {
@@ -97,8 +105,16 @@ fn triples() -> impl Iterator<Item = Vec<Kind>> {
     pairs().flat_map(|pair| KINDS.into_iter().map(move |inner| [pair[0], pair[1], inner].to_vec()))
 }
 
+/// Each limiter outside and inside of everything, and of the other limiters.
+fn limiters() -> impl Iterator<Item = Vec<Kind>> {
+    let others = || KINDS.into_iter().chain(LIMITERS);
+    LIMITERS
+        .into_iter()
+        .flat_map(move |limiter| others().flat_map(move |kind| [vec![limiter, kind], vec![kind, limiter]]))
+}
+
 fn stacks() -> impl Iterator<Item = Vec<Kind>> {
-    std::iter::once(Vec::new()).chain(singles()).chain(pairs()).chain(triples())
+    std::iter::once(Vec::new()).chain(singles()).chain(pairs()).chain(limiters()).chain(triples())
 }
 
 /// A stack of steps with everything in it under watch.
@@ -174,6 +190,21 @@ impl World {
                 bucket.try_take(1).unwrap();
                 Watched::Bucket(bucket)
             }
+            Kind::Leaky => {
+                let bucket = LeakyBucket::per_second(100).build().unwrap();
+                bucket.try_take(1).unwrap();
+                Watched::Leaky(bucket)
+            }
+            Kind::Window => {
+                let window = SlidingWindow::at(Rate::new(1, STEP)).build().unwrap();
+                window.try_take(1).unwrap();
+                Watched::Window(window)
+            }
+            Kind::Quota => {
+                let quota = Quota::from_first_use(1, STEP).build().unwrap();
+                quota.try_take(1).unwrap();
+                Watched::Quota(quota)
+            }
             Kind::Drain => Watched::Drain(Drain::new()),
             Kind::Draining => {
                 let drain = Drain::new();
@@ -206,6 +237,9 @@ impl World {
                 Part::Retry(_) => unreachable!("a future cannot be made again"),
                 Part::Gate(Watched::Semaphore(gate)) => shot.through(gate),
                 Part::Gate(Watched::Bucket(gate)) => shot.through(gate),
+                Part::Gate(Watched::Leaky(gate)) => shot.through(gate),
+                Part::Gate(Watched::Window(gate)) => shot.through(gate),
+                Part::Gate(Watched::Quota(gate)) => shot.through(gate),
                 Part::Gate(Watched::Breaker(gate)) => shot.through(gate),
                 Part::Gate(Watched::Drain(drain)) => shot.through(&drain.part("call")),
                 Part::Gate(Watched::Spy(gate)) => shot.through(gate),
@@ -245,6 +279,9 @@ impl World {
         let mut queues = self.parts.iter().filter_map(|part| match part {
             Part::Gate(Watched::Semaphore(gate)) if gate.queued() == 1 => Some(gate.acquire()),
             Part::Gate(Watched::Bucket(gate)) if gate.queued() == 1 => Some(gate.acquire()),
+            Part::Gate(Watched::Leaky(gate)) if gate.queued() == 1 => Some(gate.acquire()),
+            Part::Gate(Watched::Window(gate)) if gate.queued() == 1 => Some(gate.acquire()),
+            Part::Gate(Watched::Quota(gate)) if gate.queued() == 1 => Some(gate.acquire()),
             _ => None,
         });
         if self.bystanders
@@ -320,6 +357,9 @@ impl Part {
             }
             Self::Gate(Watched::Semaphore(gate)) => builder.gate(gate),
             Self::Gate(Watched::Bucket(gate)) => builder.gate(gate),
+            Self::Gate(Watched::Leaky(gate)) => builder.gate(gate),
+            Self::Gate(Watched::Window(gate)) => builder.gate(gate),
+            Self::Gate(Watched::Quota(gate)) => builder.gate(gate),
             Self::Gate(Watched::Breaker(gate)) => builder.gate(gate),
             Self::Gate(Watched::Drain(drain)) => builder.gate(drain.part("call")),
             Self::Gate(Watched::Spy(gate)) => builder.gate(gate),
@@ -1074,13 +1114,16 @@ fn a_poll_after_the_end_panics_and_takes_nothing() {
 }
 
 /// Whatever can be waited for alone, as it is waited for alone.
-const GATES: [Kind; 9] = [
+const GATES: [Kind; 12] = [
     Kind::Free,
     Kind::Full,
     Kind::Closed,
     Kind::HalfOpen,
     Kind::Tokens,
     Kind::Empty,
+    Kind::Leaky,
+    Kind::Window,
+    Kind::Quota,
     Kind::Drain,
     Kind::Own,
     Kind::OwnDelay,
@@ -1090,6 +1133,9 @@ fn acquire(part: &Part) -> Acquire {
     match part {
         Part::Gate(Watched::Semaphore(gate)) => gate.acquire(),
         Part::Gate(Watched::Bucket(gate)) => gate.acquire(),
+        Part::Gate(Watched::Leaky(gate)) => gate.acquire(),
+        Part::Gate(Watched::Window(gate)) => gate.acquire(),
+        Part::Gate(Watched::Quota(gate)) => gate.acquire(),
         Part::Gate(Watched::Breaker(gate)) => gate.acquire(),
         Part::Gate(Watched::Drain(drain)) => drain.part("guard").acquire(),
         Part::Gate(Watched::Spy(gate)) => Guard::acquire(gate.clone()),

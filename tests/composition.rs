@@ -979,8 +979,8 @@ async fn a_gate_sees_what_the_caller_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cost_is_taken_at_each_gate_and_a_cost_of_zero_nowhere() {
-    for (cost, left) in [(0, 5), (1, 4), (3, 2), (5, 0)] {
+async fn a_cost_is_taken_at_each_gate_and_a_cost_of_zero_is_refused_where_tokens_are_counted() {
+    for (cost, left) in [(1, 4), (3, 2), (5, 0)] {
         let semaphore = Semaphore::permits(5).build().unwrap();
         let bucket = TokenBucket::per_second(1).burst(5).build().unwrap();
         let policy = Policy::named("stack").gate(semaphore.clone()).gate(bucket.clone()).build().unwrap();
@@ -990,6 +990,12 @@ async fn a_cost_is_taken_at_each_gate_and_a_cost_of_zero_nowhere() {
         drop(run);
         assert_eq!((semaphore.available(), bucket.peek()), (5, left), "tokens of what ran are spent");
     }
+    let semaphore = Semaphore::permits(5).build().unwrap();
+    let bucket = TokenBucket::per_second(1).burst(5).build().unwrap();
+    let policy = Policy::named("stack").gate(semaphore.clone()).gate(bucket.clone()).build().unwrap();
+    let error = policy.call().cost(0).run(std::future::pending::<Result<(), ()>>).await.unwrap_err();
+    assert_eq!(error.refusal().map(resile::Refusal::reason), Some(resile::Reason::ZeroCost));
+    assert_eq!((semaphore.available(), bucket.peek()), (5, 5));
 }
 
 #[tokio::test(start_paused = true)]

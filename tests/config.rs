@@ -1,11 +1,11 @@
 //! Wrong settings: each is told by its field, its value and what is allowed, all at once, and nothing panics later.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use resile::{
-    BreakerBuilder, CircuitBreaker, ConfigError, Fault, Jitter, OnRefusal, Policy, Rate, Retry, RetryBudget, Semaphore,
-    TokenBucket, Verdict,
+    BreakerBuilder, CircuitBreaker, ConfigError, Fault, Jitter, LeakyBucket, OnRefusal, Policy, Quota, Rate, Retry,
+    RetryBudget, Semaphore, SlidingWindow, TokenBucket, Verdict,
 };
 use tokio::time::advance;
 
@@ -87,6 +87,75 @@ fn a_bucket_takes_the_ends_of_what_is_allowed() {
         assert!(TokenBucket::at(rate).build().is_ok(), "with the default burst");
     }
     assert!(TokenBucket::per_second(1_000_000_000).burst(u32::MAX).build().is_ok());
+}
+
+#[test]
+fn the_other_limiters_say_what_is_wrong() {
+    let wrong = [
+        (Rate::per_second(0), "0 per 1s"),
+        (Rate::per_second(1_000_000_001), "1000000001 per 1s"),
+        (Rate::new(1, Duration::ZERO), "1 per 0ns"),
+        (Rate::new(1, DAY * 367), "1 per 31708800s"),
+    ];
+    let (leaky, window) = (LeakyBucket::per_second(1).build().unwrap(), SlidingWindow::per_second(1).build().unwrap());
+    for (rate, value) in wrong {
+        assert_fault(LeakyBucket::at(rate).build(), "leaky bucket", "rate", value);
+        assert_fault(leaky.set_rate(rate), "leaky bucket", "rate", value);
+        assert_fault(SlidingWindow::at(rate).build(), "window", "rate", value);
+        assert_fault(window.set_rate(rate), "window", "rate", value);
+    }
+    assert_fault(SlidingWindow::per_second(1).exact_up_to(65_537).build(), "window", "exact_up_to", "65537");
+    assert_fault(window.set_rate(Rate::per_minute(65_537)), "window", "limit", "65537");
+    assert!(!SlidingWindow::per_minute(65_537).build().unwrap().is_exact());
+
+    let most = 28 * 86_400 * 1_000_000_000;
+    for (quota, limit) in [
+        (Quota::per_second(0), "0"),
+        (Quota::per_month(0), "0"),
+        (Quota::per_second(1_000_000_001), "1000000001"),
+        (Quota::per_month(most + 1), "2419200000000001"),
+        (Quota::from_first_use(2, NANO), "2"),
+    ] {
+        assert_fault(quota.build(), "quota", "limit", limit);
+    }
+    assert_fault(Quota::per_day(1).build().unwrap().set_limit(0), "quota", "limit", "0");
+    for (window, value) in [(Duration::ZERO, "0ns"), (DAY * 367, "31708800s")] {
+        assert_fault(Quota::from_first_use(1, window).build(), "quota", "window", value);
+    }
+    assert_fault(
+        Quota::per_day(1).carry_over(1_000_000_000_000_001).build(),
+        "quota",
+        "carry_over",
+        "1000000000000001",
+    );
+    assert_fault(Quota::from_first_use(1, DAY).carry_over(1).build(), "quota", "carry_over", "1");
+    let far = Duration::from_secs(18 * 3600 + 1);
+    for quota in [Quota::per_day(1).east_of_utc(far), Quota::per_day(1).west_of_utc(far)] {
+        assert_fault(quota.build(), "quota", "offset", "64801s");
+    }
+    let queue = (1 << 24) + 1;
+    assert_fault(LeakyBucket::per_second(1).max_queue(queue).build(), "leaky bucket", "max_queue", "16777217");
+    assert_fault(SlidingWindow::per_second(1).max_queue(queue).build(), "window", "max_queue", "16777217");
+    assert_fault(Quota::per_second(1).max_queue(queue).build(), "quota", "max_queue", "16777217");
+}
+
+#[test]
+fn the_other_limiters_take_the_ends_of_what_is_allowed() {
+    for rate in [Rate::per_second(1_000_000_000), Rate::new(1, NANO), Rate::new(1, DAY * 366)] {
+        assert!(LeakyBucket::at(rate).max_queue(0).max_wait(Duration::MAX).build().is_ok());
+        assert!(SlidingWindow::at(rate).exact_up_to(65_536).max_queue(1 << 24).build().is_ok());
+    }
+    let ends = [Quota::per_second(1_000_000_000), Quota::per_month(28 * 86_400 * 1_000_000_000), Quota::per_day(1)];
+    for quota in ends {
+        assert!(quota.carry_over(1_000_000_000_000_000).east_of_utc(DAY * 3 / 4).build().is_ok());
+    }
+    assert!(Quota::from_first_use(1, NANO).build().is_ok());
+    assert!(Quota::from_first_use(1, DAY * 366).build().is_ok());
+    for shows in [SystemTime::UNIX_EPOCH - DAY * 365 * 100, SystemTime::UNIX_EPOCH + DAY * 365 * 100] {
+        let quota = Quota::per_month(2).wall_clock(shows).build().unwrap();
+        quota.try_take(2).unwrap();
+        assert!(quota.try_take(1).unwrap_err().retry_after().unwrap() <= DAY * 31);
+    }
 }
 
 #[test]

@@ -8,16 +8,18 @@ mod stacks;
 mod support;
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use backon::Retryable;
 use failsafe::futures::CircuitBreaker;
 use governor::RateLimiter;
-use governor::clock::MonotonicClock;
+use governor::clock::{FakeRelativeClock, MonotonicClock};
+use resile::Moment;
 use stacks::{backoff, by_hand, quota, with_tower};
 use support::World;
 use support::laps::{self, Lap, repeat};
 use support::rounds::Effort;
-use support::{pending, ready, succeed};
+use support::{pending, ready, succeed, together};
 use tower::{Service, ServiceExt};
 
 fn main() {
@@ -44,6 +46,37 @@ fn gates(effort: Effort) {
             }),
             ("governor, the standard clock", {
                 let limiter = RateLimiter::direct_with_clock(quota(), MonotonicClock);
+                repeat(move || assert!(black_box(&limiter).check().is_ok()))
+            }),
+        ],
+    );
+    compare(
+        effort,
+        "bucket, taking one token, the clock given",
+        [
+            ("resile", {
+                let (bucket, now) = (support::bucket(), Moment::now());
+                repeat(move || assert!(black_box(&bucket).try_take_at(1, black_box(now)).is_ok()))
+            }),
+            ("resile, entering and leaving as a gate", laps::gate(support::bucket())),
+            ("governor, a clock that stands still", {
+                let limiter = RateLimiter::direct_with_clock(quota(), FakeRelativeClock::default());
+                repeat(move || assert!(black_box(&limiter).check().is_ok()))
+            }),
+        ],
+    );
+    let bucket = support::bucket();
+    let limiter = Arc::new(RateLimiter::direct_with_clock(quota(), MonotonicClock));
+    compare_together(
+        effort,
+        "bucket, two threads taking one token each, the standard clock",
+        [
+            ("resile", &move || {
+                let bucket = bucket.clone();
+                repeat(move || assert!(black_box(&bucket).try_take(1).is_ok()))
+            }),
+            ("governor", &move || {
+                let limiter = limiter.clone();
                 repeat(move || assert!(black_box(&limiter).check().is_ok()))
             }),
         ],
@@ -142,11 +175,23 @@ fn whole_stacks(effort: Effort) {
     );
 }
 
+/// Measures rows on two threads each, the first of which is ours.
+fn compare_together<const N: usize>(effort: Effort, title: &str, rows: [(&str, &(dyn Fn() -> Lap + Sync)); N]) {
+    println!("\n{title}");
+    match together::medians(effort, rows.map(|(_, start)| (2, start))) {
+        None => println!("  the machine is too busy to run two threads side by side"),
+        Some(times) => print_all(rows.map(|(name, _)| name), times),
+    }
+}
+
 /// Measures rows side by side, the first of which is ours.
 fn compare<const N: usize>(effort: Effort, title: &str, rows: [(&str, Lap); N]) {
     println!("\n{title}");
     let names = rows.each_ref().map(|(name, _)| *name);
-    let times = effort.medians(rows.map(|(_, lap)| lap));
+    print_all(names, effort.medians(rows.map(|(_, lap)| lap)));
+}
+
+fn print_all<const N: usize>(names: [&str; N], times: [f64; N]) {
     for (name, time) in names.into_iter().zip(times) {
         println!("  {name:<44}{time:>9.1} ns{:>8.2} ×", times[0] / time);
     }

@@ -4,6 +4,7 @@
 
 pub mod laps;
 pub mod rounds;
+pub mod together;
 
 use std::future::Future;
 use std::hint::black_box;

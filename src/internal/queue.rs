@@ -122,6 +122,11 @@ impl Queue {
         self.places.front().map(|place| place.need)
     }
 
+    /// What each waiter asks for, from the first to the last.
+    pub(crate) fn needs(&self) -> impl Iterator<Item = u32> + '_ {
+        self.places.iter().filter(|place| !place.empty).map(|place| place.need)
+    }
+
     /// Takes the first waiter out with its grant; its waker is to be woken after the lock is released.
     pub(crate) fn serve_head(&mut self) -> Option<Waker> {
         self.pop()?.waker
@@ -418,6 +423,7 @@ mod tests {
                 prop_assert_eq!(queue.len() as usize, list.len());
                 prop_assert_eq!(queue.weight(), list.iter().map(|(_, need)| u64::from(*need)).sum::<u64>());
                 prop_assert_eq!(queue.head(), list.front().map(|(_, need)| *need));
+                prop_assert!(queue.needs().eq(list.iter().map(|(_, need)| *need)));
                 for (key, status) in &all {
                     let expected = match status {
                         Status::Waiting { .. } => Status::Waiting { head: list.front().map(|(head, _)| head) == Some(key) },

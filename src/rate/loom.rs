@@ -1,4 +1,5 @@
-//! Models of the token bucket. The clock stands still, so that tokens come from changes of rate and refunds alone.
+//! Models of the limiters, most of them of the token bucket, whose word is changed without a lock. The clock stands
+//! still, so that tokens come from changes of rate and refunds alone.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use loom::thread::{self, JoinHandle};
 
-use super::{Rate, TokenBucket};
+use super::{LeakyBucket, Rate, SlidingWindow, TokenBucket};
 use crate::call::Call;
 use crate::error::Reason;
 use crate::gate::{Entry, Gate, Outcome, Pass, Ticket};
@@ -17,7 +18,9 @@ use crate::loom::{advance, block_on, enter, explore, wait};
 /// A token a second, all of the burst spent but so many.
 fn bucket(burst: u32, left: u32) -> TokenBucket {
     let bucket = TokenBucket::per_second(1).burst(burst).build().unwrap();
-    bucket.try_take(burst - left).unwrap();
+    if left < burst {
+        bucket.try_take(burst - left).unwrap();
+    }
     bucket
 }
 
@@ -237,4 +240,69 @@ fn wakers_are_woken_and_dropped_with_no_lock_held() {
         assert_eq!(gone.load(Relaxed), 2);
         assert_eq!(bucket.queued(), 0);
     });
+}
+
+/// What is owed is neither lost nor counted twice, however takers and payers meet.
+#[test]
+fn a_cost_that_is_settled_as_others_take_is_charged_once() {
+    explore(|| {
+        let bucket = bucket(5, 4);
+        let mut settled = pass(&bucket).unwrap();
+        let takers = [(); 2].map(|()| spawn(&bucket, take));
+        bucket.settle(&mut settled, 2);
+        let taken: Vec<_> = takers.map(|taker| taker.join().unwrap()).into();
+        assert_eq!(taken, [Ok(()); 2]);
+        assert_eq!(bucket.peek(), 0);
+        bucket.settle(&mut settled, 1);
+        assert_eq!(bucket.peek(), 1);
+    });
+}
+
+#[test]
+fn what_is_owed_outlasts_a_change_of_rate_that_races_with_it() {
+    explore(|| {
+        let bucket = bucket(3, 1);
+        let mut settled = pass(&bucket).unwrap();
+        let other = spawn(&bucket, |bucket| bucket.set_rate(Rate::per_second(999_983)).unwrap());
+        bucket.settle(&mut settled, 3);
+        other.join().unwrap();
+        bucket.refund(2);
+        assert_eq!(bucket.peek(), 0, "two were owed");
+        bucket.refund(1);
+        assert_eq!(bucket.peek(), 1);
+    });
+}
+
+#[test]
+fn of_two_who_come_at_once_a_leaky_bucket_lets_one_by() {
+    explore(|| {
+        let bucket = LeakyBucket::per_second(1).build().unwrap();
+        // One of them takes without the lock, the other with it.
+        let other = {
+            let bucket = bucket.clone();
+            thread::spawn(move || bucket.try_take(1).is_ok())
+        };
+        let own = bucket.try_take(3).is_ok();
+        assert!(own ^ other.join().unwrap());
+    });
+}
+
+/// The queue is one for all limiters; this is it around a machine that lies under the lock.
+#[test]
+fn a_window_that_is_refunded_serves_both_who_wait() {
+    for exact_up_to in [0, 2] {
+        explore(move || {
+            let window = SlidingWindow::per_second(2).exact_up_to(exact_up_to).build().unwrap();
+            window.try_take(2).unwrap();
+            let waiters = [(); 2].map(|()| {
+                let window = window.clone();
+                thread::spawn(move || enter(&window, 1).map(drop))
+            });
+            window.refund(2);
+            for waiter in waiters {
+                waiter.join().unwrap().unwrap();
+            }
+            assert_eq!((window.queued(), window.peek()), (0, 0));
+        });
+    }
 }

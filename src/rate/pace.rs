@@ -1,68 +1,33 @@
-//! The arithmetic of a token bucket: one number that says up to when the tokens are spoken for.
+//! The arithmetic of the token bucket and the leaky bucket: one number that says up to when the tokens are spoken for.
 //!
 //! This is the generic cell rate algorithm (ITU-T I.371, the virtual scheduling form): the state is the theoretical
 //! arrival time, a token moves it on by one interval, and a call fits if it would not lie further ahead of now than the
-//! burst. The usual form counts in nanoseconds and has to round the interval. Here time is stretched by a factor of 1 to
-//! 2 instead, so that one token is exactly a power of two of units, none longer than a nanosecond:
+//! burst. The usual form counts in nanoseconds and has to round the interval. Here time is stretched by a factor of 1
+//! to 2 instead, so that one token is exactly a power of two of units, none longer than a nanosecond:
 //!
 //! ```text
 //! virtual(t) = t * multiplier >> 62        one token = 1 << bits        burst = tokens << bits
 //! ```
 //!
-//! Taking is an addition and a comparison, and nothing is rounded but the reading of the clock, to less than a unit. The
-//! advice is exact: it is the first nanosecond at which the same question gets another answer. Who comes at that
+//! Taking is an addition and a comparison, and nothing is rounded but the reading of the clock, to less than a unit.
+//! The advice is exact: it is the first nanosecond at which the same question gets another answer. Who comes at that
 //! nanosecond comes up to a unit late, and is not charged for it ([`GRAIN`]): so the long-run rate is exact, too.
 
-use crate::internal::time::{Moment, nanos};
-use std::time::Duration;
+use super::units::Rate;
+use crate::internal::time::Moment;
 
 /// Where the stretched time begins: 18 years before the process, so that no reading is earlier.
 const BASE: u64 = (1 << 62) - (1 << 59);
 /// Where it ends, 45 years after the process: later readings count as this, and what is due later never comes.
 const LAST: u64 = (1 << 61) - (1 << 59);
-/// The most a burst may span, about nine years of stretched time.
+/// The most a burst may span, about nine years of stretched time. A debt may span as much again.
 const LONGEST_SPAN: u64 = 1 << 58;
 const SHIFT: u32 = 62;
 /// How many units late still counts as in time. A token has at least two, so the bound holds: in a time `t` fewer than
 /// `burst + rate × t + 1` go out, for one unit of grace and less than one of rounding.
-pub(super) const GRAIN: u64 = 1;
-
-/// So many per so long, as an exact fraction.
-///
-/// ```
-/// use std::time::Duration;
-/// use resile::{Rate, TokenBucket};
-///
-/// let slow = Rate::new(3, Duration::from_secs(7));
-/// let bucket = TokenBucket::at(slow).burst(1).build()?;
-/// # let _ = bucket;
-/// # Ok::<(), resile::ConfigError>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    pub(super) count: u64,
-    pub(super) period: u64,
-}
-
-impl Rate {
-    /// `count` in each `period`. What a rate allows is checked where it is built into something.
-    #[must_use]
-    pub const fn new(count: u64, period: Duration) -> Self {
-        Self { count, period: nanos(period) }
-    }
-
-    /// `count` in each second.
-    #[must_use]
-    pub const fn per_second(count: u64) -> Self {
-        Self::new(count, Duration::from_secs(1))
-    }
-
-    /// `count` in each minute.
-    #[must_use]
-    pub const fn per_minute(count: u64) -> Self {
-        Self::new(count, Duration::from_secs(60))
-    }
-}
+const GRAIN: u64 = 1;
+/// How late one may come, in nanoseconds, without a paced bucket falling behind its rate: timers are as late as that.
+const TIMER_GRAIN: u64 = 2_000_000;
 
 /// From where the next token counts: an idle bucket's state lies in the past and counts as now, but who comes a little
 /// late at a promised moment is not charged for it.
@@ -79,6 +44,9 @@ pub(super) struct Pace {
     /// A token is `1 << bits` units.
     pub(super) bits: u32,
     pub(super) burst: u32,
+    /// A call that costs more than the burst passes when the burst is there, and the next one waits for what it took.
+    /// There is no burst to make up for the grain of timers, so it is allowed for.
+    pub(super) paced: bool,
 }
 
 /// The answer to a request for tokens.
@@ -91,13 +59,16 @@ pub(super) enum Take {
 }
 
 impl Pace {
+    /// What stands for a pace where a setting was wrong.
+    pub(super) const NONE: Self = Self { multiplier: 1 << SHIFT, bits: 1, burst: 1, paced: false };
+
     /// The pace of a rate that the caller has checked, or `None` if the burst spans too long a time.
-    pub(super) fn new(rate: Rate, burst: u32) -> Option<Self> {
+    pub(super) fn new(rate: Rate, burst: u32, paced: bool) -> Option<Self> {
         // The smallest power of two that is no less than the interval in nanoseconds, and 2: bits <= 55 for a year.
         let bits = (1..SHIFT).find(|bits| u128::from(rate.count) << bits >= u128::from(rate.period))?;
         let multiplier = (u128::from(rate.count) << (bits + SHIFT)) / u128::from(rate.period);
         let fits = u128::from(burst) << bits <= u128::from(LONGEST_SPAN);
-        fits.then_some(Self { multiplier: multiplier as u64, bits, burst })
+        fits.then_some(Self { multiplier: multiplier as u64, bits, burst, paced })
     }
 
     /// The stretched time.
@@ -107,7 +78,8 @@ impl Pace {
         if elapsed > LAST {
             elapsed = if now.nanos() < BASE { 0 } else { LAST };
         }
-        ((u128::from(elapsed) * u128::from(self.multiplier)) >> SHIFT) as u64
+        // Shifted before it is multiplied, which the size of `LAST` allows: what remains is a product's upper half.
+        ((u128::from(elapsed << (64 - SHIFT)) * u128::from(self.multiplier)) >> 64) as u64
     }
 
     /// The first moment whose stretched time is no less than this.
@@ -115,72 +87,133 @@ impl Pace {
         if time > self.virtual_time(Moment::NEVER) {
             return Moment::NEVER;
         }
-        let elapsed = (u128::from(time) << SHIFT).div_ceil(u128::from(self.multiplier)) as u64;
-        Moment::from_nanos(BASE.saturating_add(elapsed))
+        Moment::from_nanos(BASE.saturating_add(self.nanos(time)))
     }
 
+    /// The length of so many tokens, no more than [`largest`](Self::largest).
     #[inline]
-    pub(super) fn cost(self, tokens: u32) -> u64 {
-        // Checked against the burst before, whose span was checked when the pace was made; in a queue's total the
-        // factors are at most 2^24 waiters of a burst each, so saturate.
+    fn cost(self, tokens: u32) -> u64 {
         u64::from(tokens) << self.bits
     }
 
+    /// The length of any number of tokens, cut at the longest debt.
+    fn any_cost(self, tokens: u32) -> u64 {
+        (u128::from(tokens) << self.bits).min(u128::from(LONGEST_SPAN)) as u64
+    }
+
     #[inline]
-    pub(super) fn span(self) -> u64 {
+    fn span(self) -> u64 {
         self.cost(self.burst)
+    }
+
+    /// The most that one call can cost.
+    pub(super) fn largest(self) -> u32 {
+        if self.paced { u32::try_from(LONGEST_SPAN >> self.bits).unwrap_or(u32::MAX) } else { self.burst }
+    }
+
+    /// How many units late still counts as in time.
+    #[inline]
+    fn grace(self) -> u64 {
+        if self.paced { ((u128::from(TIMER_GRAIN) * u128::from(self.multiplier)) >> SHIFT) as u64 } else { GRAIN }
+    }
+
+    /// So many units in nanoseconds, rounded up.
+    fn nanos(self, units: u64) -> u64 {
+        (u128::from(units) << SHIFT).div_ceil(u128::from(self.multiplier)) as u64
+    }
+
+    /// The rate as it is drawn, rounded.
+    pub(super) fn per_second(self) -> f64 {
+        let unit = self.multiplier as f64 / (1_u64 << SHIFT) as f64;
+        let rate = unit * 1e9 / (1_u64 << self.bits) as f64;
+        (rate * 1000.0).round() / 1000.0
+    }
+
+    /// How long an empty bucket takes to fill, in whole nanoseconds.
+    pub(super) fn fill_time(self) -> u64 {
+        // Rounded down, since the multiplier was.
+        ((u128::from(self.span()) << SHIFT) / u128::from(self.multiplier)) as u64
     }
 
     /// The state after taking so many tokens, no more than the burst, if they are there now.
     ///
     /// An idle bucket's state lies in the past and counts as now: it is full, never more. The sums stay below 2^63,
-    /// since a state lies no further ahead of the time than a span, and `LAST` is below 2^61.
+    /// since a state lies no further ahead of the time than a span and a debt, and `LAST` is below 2^61.
     #[inline]
     pub(super) fn take_now(self, state: u64, now: Moment, tokens: u32) -> Option<u64> {
         let time = self.virtual_time(now);
-        let next = from(state, time, GRAIN) + self.cost(tokens);
+        let next = from(state, time, self.grace()) + self.cost(tokens);
         (next <= time + self.span()).then_some(next)
     }
 
-    /// Asks for tokens, no more than the burst, behind others that are spoken for but not taken yet.
+    /// Asks for tokens, no more than the largest cost, behind so many others that are spoken for but not taken yet.
     #[inline]
     pub(super) fn take(self, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
-        self.take_within(GRAIN, state, now, ahead, tokens)
+        self.take_within(self.grace(), state, now, ahead, tokens)
     }
 
-    /// The same for the head of a queue, which was told its moment and comes as late as its timer is: it is booked as of
-    /// that moment if the next token is not due yet, so that the grain of timers does not add up.
+    /// The same for the head of a queue, which was told its moment and comes as late as its timer is: it is booked as
+    /// of that moment if the next token is not due yet, so that the grain of timers does not add up.
     pub(super) fn take_as_told(self, state: u64, now: Moment, tokens: u32) -> Take {
-        self.take_within(self.cost(1) - 1, state, now, 0, tokens)
+        self.take_within(self.grace().max(self.cost(1) - 1), state, now, 0, tokens)
     }
 
     fn take_within(self, grace: u64, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
         let time = self.virtual_time(now);
-        let next = from(state, time, grace).saturating_add(ahead).saturating_add(self.cost(tokens));
-        if next <= time + self.span() { Take::Now(next) } else { Take::At(self.moment(next - self.span())) }
+        // A queue is at most 2^24 waiters of the largest cost each, so its sum can reach any length.
+        let ahead = (u128::from(ahead) << self.bits).min(u128::from(u64::MAX >> 1)) as u64;
+        let from = from(state, time, grace).saturating_add(ahead);
+        let full = from.saturating_add(self.cost(tokens.min(self.burst)));
+        if full <= time + self.span() {
+            Take::Now(from + self.cost(tokens))
+        } else {
+            Take::At(self.moment(full - self.span()))
+        }
+    }
+
+    /// The state after so many tokens are put back. A bucket that would be fuller than full is full.
+    pub(super) fn put_back(self, state: u64, tokens: u32) -> u64 {
+        state.saturating_sub(self.any_cost(tokens))
+    }
+
+    /// The state after so many tokens are taken whether they are there or not: what is missing is owed, up to
+    /// [`LONGEST_SPAN`].
+    pub(super) fn charge(self, state: u64, now: Moment, tokens: u32) -> u64 {
+        let time = self.virtual_time(now);
+        let next = from(state, time, self.grace()) + self.any_cost(tokens);
+        // A state that an earlier clock has left further ahead stays where it is.
+        next.min(time + self.span() + LONGEST_SPAN).max(state)
     }
 
     /// How many tokens are there.
     pub(super) fn available(self, state: u64, now: Moment) -> u32 {
-        (self.level(state, now) >> self.bits) as u32
+        (self.level(state, now).max(0) >> self.bits) as u32
     }
 
-    /// What is there, in units.
-    fn level(self, state: u64, now: Moment) -> u64 {
+    /// When one more token than are there now could have gone.
+    pub(super) fn reset(self, state: u64, now: Moment) -> Moment {
+        let from = from(state, self.virtual_time(now), self.grace());
+        self.moment(from + self.cost(self.available(state, now)) + self.cost(1) - self.span())
+    }
+
+    /// What is there, in units; what is owed is negative.
+    fn level(self, state: u64, now: Moment) -> i128 {
         let time = self.virtual_time(now);
-        (time + self.span()).saturating_sub(from(state, time, GRAIN)).min(self.span())
+        i128::from(time + self.span()) - i128::from(from(state, time, self.grace()).max(time))
     }
 
-    /// The state of another pace that has as many tokens at this moment, fractions included, up to its burst.
+    /// The state of another pace that has, or owes, as many tokens at this moment, fractions included, up to its burst.
     pub(super) fn convert(self, state: u64, now: Moment, to: Self) -> u64 {
-        let level = u128::from(self.level(state, now));
-        let level = ((level << to.bits) >> self.bits).min(u128::from(to.span())) as u64;
-        to.virtual_time(now) + to.span() - level
+        let level = (self.level(state, now) << to.bits) >> self.bits;
+        let level = level.clamp(-i128::from(LONGEST_SPAN), i128::from(to.span()));
+        (i128::from(to.virtual_time(now) + to.span()) - level) as u64
     }
 }
 
 #[cfg(all(test, not(resile_loom)))]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -199,8 +232,9 @@ mod tests {
     /// L4: intervals that are no whole nanoseconds lose nothing in the long run.
     #[test]
     fn the_long_run_rate_is_exact() {
-        for rate in [Rate::new(3, Duration::from_secs(7)), Rate::per_second(999_983), Rate::per_second(7)] {
-            let pace = Pace::new(rate, 1).unwrap();
+        let rates = [Rate::new(3, Duration::from_secs(7)), Rate::per_second(999_983), Rate::per_second(7)];
+        for (rate, paced) in rates.into_iter().flat_map(|rate| [(rate, false), (rate, true)]) {
+            let pace = Pace::new(rate, 1, paced).unwrap();
             let (mut state, mut now) = (0, Moment::at(0));
             let start = now;
             let tokens = 100_000_u64;
@@ -221,7 +255,7 @@ mod tests {
     /// L1: after a long idle time exactly the burst passes, not one more.
     #[test]
     fn an_idle_bucket_holds_its_burst_and_no_more() {
-        let pace = Pace::new(Rate::per_second(10), 5).unwrap();
+        let pace = Pace::new(Rate::per_second(10), 5, false).unwrap();
         let now = Moment::at(365 * 86_400 * 1_000_000_000);
         assert_eq!(pace.available(0, now), 5);
         let mut state = 0;
@@ -237,7 +271,7 @@ mod tests {
 
     #[test]
     fn readings_at_the_ends_of_time_neither_panic_nor_overflow() {
-        let pace = Pace::new(Rate::per_second(1_000_000_000), 1_000_000).unwrap();
+        let pace = Pace::new(Rate::per_second(1_000_000_000), 1_000_000, false).unwrap();
         for now in [Moment::from_nanos(0), Moment::at(0), Moment::NEVER] {
             let Take::Now(state) = pace.take(0, now, 0, 1) else { panic!("an idle bucket is full") };
             assert!(pace.available(state, now) < 1_000_000);
@@ -254,7 +288,7 @@ mod tests {
             burst in 1_u32..20,
             steps in proptest::collection::vec((0_u64..4, 1_u32..6, any::<bool>()), 1..120),
         ) {
-            let pace = Pace::new(rate, burst).unwrap();
+            let pace = Pace::new(rate, burst, false).unwrap();
             let interval = (rate.period / rate.count).max(1);
             let (mut state, mut now) = (0, Moment::at(0));
             let mut taken: Vec<(u64, u64)> = Vec::new();
@@ -286,15 +320,81 @@ mod tests {
             }
         }
 
+        /// Against a bucket in whole numbers: its level is counted in the period's part of a token, and each nanosecond
+        /// brings as many as the count. Costs are settled and put back, too, and rates are changed.
+        #[test]
+        fn the_state_is_that_of_an_exact_bucket(
+            rates in (rates(), rates()), burst in 1_u32..20, paced in any::<bool>(),
+            steps in proptest::collection::vec((0_u64..4, 1_u32..30, 0_u32..8), 1..120),
+        ) {
+            // The largest cost of a paced bucket is owed at once, and it takes no more than it is late.
+            let burst = if paced { 1 } else { burst };
+            let (rate, other) = rates;
+            let mut pace = Pace::new(rate, burst, paced).unwrap();
+            let whole = |tokens: u32| i128::from(tokens) * i128::from(rate.period);
+            // Reading the clock rounds by less than a unit, and a unit late is in time; as much at each change of the
+            // rate.
+            let mut slack = 2 * i128::from(rate.count);
+            let interval = (rate.period / rate.count).max(1);
+            let (mut state, mut now, mut level) = (0, Moment::at(0), whole(burst));
+            for (step, tokens, act) in steps {
+                let elapsed = if paced && step == 0 { 0 } else { step * interval.max(2 * TIMER_GRAIN) / 2 };
+                now = now.plus_nanos(elapsed);
+                level = (level + i128::from(elapsed) * i128::from(rate.count)).min(whole(burst));
+                if paced {
+                    // Lateness up to the grain is no part of this model.
+                    state = state.max(pace.virtual_time(now));
+                }
+                match act {
+                    0 => {
+                        state = pace.charge(state, now, tokens);
+                        level -= whole(tokens);
+                    }
+                    1 => {
+                        state = pace.put_back(state, tokens);
+                        level = (level + whole(tokens)).min(whole(burst));
+                    }
+                    2 => {
+                        let there = Pace::new(other, burst, paced).unwrap();
+                        state = there.convert(pace.convert(state, now, there), now, pace);
+                        // A unit of the other rate may be many of this one's.
+                        let unit = |pace: Pace| whole(1) >> pace.bits;
+                        slack += unit(pace).max(unit(there)) + 1;
+                        pace = Pace::new(rate, burst, paced).unwrap();
+                    }
+                    _ => {
+                        let tokens = tokens.min(pace.largest());
+                        let needs = whole(tokens.min(burst));
+                        match pace.take(state, now, 0, tokens) {
+                            Take::Now(next) => {
+                                prop_assert!(level + slack >= needs, "{level} for {needs}");
+                                state = next;
+                                level -= whole(tokens);
+                            }
+                            Take::At(_) => prop_assert!(level - slack < needs, "{level} for {needs}"),
+                        }
+                    }
+                }
+                let there = i128::from(pace.available(state, now)) * i128::from(rate.period);
+                prop_assert!(there <= level.max(0) + slack && there + whole(1) + slack > level);
+            }
+        }
+
         /// Law: a change of rate keeps the level, clipped at the new burst, to less than a token.
         #[test]
-        fn a_change_of_rate_keeps_the_level(a in rates(), b in rates(), burst in (1_u32..50, 1_u32..50), spent in 0_u32..50) {
-            let (from, to) = (Pace::new(a, burst.0).unwrap(), Pace::new(b, burst.1).unwrap());
+        fn a_change_of_rate_keeps_the_level(
+            a in rates(), b in rates(), burst in (1_u32..50, 1_u32..50), spent in 0_u32..50, owed in 0_u32..50,
+        ) {
+            let (from, to) = (Pace::new(a, burst.0, false).unwrap(), Pace::new(b, burst.1, false).unwrap());
             let now = Moment::at(77);
             let spent = spent.min(burst.0);
             let Take::Now(state) = from.take(0, now, 0, spent) else { panic!("full") };
             let after = from.convert(state, now, to);
             prop_assert_eq!(to.available(after, now), (burst.0 - spent).min(burst.1));
+            let after = from.convert(from.charge(state, now, burst.0 - spent + owed), now, to);
+            prop_assert_eq!(to.available(after, now), 0);
+            prop_assert_eq!(to.available(to.put_back(after, owed), now), 0);
+            prop_assert_eq!(to.available(to.put_back(after, owed + 1), now), 1);
         }
     }
 }

@@ -5,8 +5,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Drain, Entry, Gate, Moment, Outcome, Pass, Phase, Reason, Refusal, RetryBudget, Semaphore,
-    State, Ticket, TokenBucket,
+    Call, CircuitBreaker, Drain, Entry, Gate, LeakyBucket, Moment, Outcome, Pass, Phase, Quota, Reason, Refusal,
+    RetryBudget, Semaphore, SlidingWindow, State, Ticket, TokenBucket,
 };
 
 use super::journal::{Event, Journal};
@@ -196,6 +196,9 @@ impl Gate for Spy {
 pub enum Watched {
     Semaphore(Semaphore),
     Bucket(TokenBucket),
+    Leaky(LeakyBucket),
+    Window(SlidingWindow),
+    Quota(Quota),
     Breaker(CircuitBreaker),
     Budget(RetryBudget),
     Drain(Drain),
@@ -243,6 +246,9 @@ impl Watched {
                 queued: semaphore.queued(),
             },
             Self::Bucket(bucket) => Reading::Bucket { tokens: bucket.peek(), queued: bucket.queued() },
+            Self::Leaky(bucket) => Reading::Bucket { tokens: bucket.peek(), queued: bucket.queued() },
+            Self::Window(window) => Reading::Bucket { tokens: window.peek() as u32, queued: window.queued() },
+            Self::Quota(quota) => Reading::Bucket { tokens: quota.peek() as u32, queued: quota.queued() },
             Self::Breaker(breaker) => {
                 let state = breaker.state();
                 let places = if state == State::HalfOpen { free_places(breaker) } else { 0 };

@@ -1,0 +1,463 @@
+//! What all limiters have in common: the queue of those who wait, around a [`Meter`] that decides.
+//!
+//! 1. The meter decides under the queue's lock, except at once and if nobody waits.
+//! 2. Only the head of the queue is told a moment, and so holds a timer. What it waits for is taken when it is due, so
+//!    leaving the queue costs nothing.
+//! 3. Who leaves the head, and whatever may make its moment earlier, wakes the head.
+
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use super::front::Snapshot;
+use super::pace::Take;
+use crate::call::Call;
+use crate::error::{Name, Reason, Refusal};
+use crate::gate::{Entry, Outcome, Pass, Ticket};
+use crate::internal::queue::{Key, Queue, Status};
+use crate::internal::sync::{Mutex, MutexGuard};
+use crate::internal::time::{Moment, nanos};
+
+/// A machine that says when so many may go. Costs are at least 1 and at most the largest, and but for the first two
+/// everything is asked with the lock held.
+pub(super) trait Meter: Send + Sync + 'static {
+    /// What it keeps under the lock.
+    type Locked: Send + 'static;
+
+    /// Takes without the lock if nobody waits, or says that the lock decides. Any cost may be asked for.
+    #[inline]
+    fn take_at_once(&self, now: Moment, cost: u32) -> Option<u64> {
+        let _ = (now, cost);
+        None
+    }
+
+    /// Whether from now on somebody waits, for a meter that takes without the lock.
+    fn set_waiting(&self, waiting: bool) {
+        let _ = waiting;
+    }
+
+    /// The most that one call can cost.
+    fn largest(&self, locked: &Self::Locked) -> u32;
+
+    /// Takes so many if they are there, with a note for the pass; or says when they would be.
+    fn take(&self, locked: &mut Self::Locked, now: Moment, cost: u32) -> Take;
+
+    /// The same for who was told its moment and may come late by a timer's grain.
+    fn take_as_told(&self, locked: &mut Self::Locked, now: Moment, cost: u32) -> Take {
+        self.take(locked, now, cost)
+    }
+
+    /// When so many would be there behind all who wait.
+    fn due(&self, locked: &mut Self::Locked, queue: &Queue, now: Moment, cost: u32) -> Moment;
+
+    /// Undoes a taking as if it had never been, as far as that can no longer let more through than allowed.
+    fn undo(&self, locked: &mut Self::Locked, taken: u64, cost: u32);
+
+    /// Puts back what was taken and not used, with the pass's note if it is known.
+    fn put_back(&self, locked: &mut Self::Locked, now: Moment, taken: Option<u64>, tokens: u32);
+
+    /// Takes so many whether they are there or not.
+    fn charge(&self, locked: &mut Self::Locked, now: Moment, tokens: u32);
+
+    fn facts(&self, locked: &mut Self::Locked, now: Moment) -> Facts;
+}
+
+/// What a limiter can say about itself if nobody waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub(super) limit: u64,
+    pub(super) remaining: u64,
+    /// In nanoseconds.
+    pub(super) window: u64,
+    /// When more than remains can have gone.
+    pub(super) reset: Moment,
+}
+
+/// Settings that all limiters have.
+#[derive(Clone, Debug)]
+pub(super) struct Waits {
+    pub(super) max_queue: u32,
+    pub(super) max_wait: Option<Duration>,
+    pub(super) name: Name,
+}
+
+#[derive(Debug)]
+pub(super) struct Shell<M: Meter> {
+    pub(super) meter: M,
+    waiting: Mutex<Waiting<M::Locked>>,
+    max_queue: u32,
+    /// In nanoseconds; the largest number for no limit.
+    max_wait: u64,
+    name: Name,
+}
+
+#[derive(Debug)]
+struct Waiting<L> {
+    queue: Queue,
+    locked: L,
+}
+
+impl<M: Meter> Shell<M> {
+    pub(super) fn new(meter: M, locked: M::Locked, waits: Waits) -> Self {
+        Self {
+            meter,
+            waiting: Mutex::new(Waiting { queue: Queue::new(), locked }),
+            max_queue: waits.max_queue,
+            max_wait: waits.max_wait.map_or(u64::MAX, nanos),
+            name: waits.name,
+        }
+    }
+
+    pub(super) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    pub(super) fn queued(&self) -> u32 {
+        self.waiting.lock().queue.len()
+    }
+
+    #[inline]
+    pub(super) fn try_take(&self, cost: u32, now: Moment) -> Result<(), Refusal> {
+        match self.meter.take_at_once(now, cost) {
+            Some(_) => Ok(()),
+            None => self.try_take_locked(now, cost),
+        }
+    }
+
+    #[cold]
+    fn try_take_locked(&self, now: Moment, cost: u32) -> Result<(), Refusal> {
+        let mut waiting = self.waiting.lock();
+        let due = match self.take_in_turn(&mut waiting, now, cost) {
+            Ok(Take::Now(_)) => return Ok(()),
+            Ok(Take::At(due)) => Ok(due),
+            Err(never) => Err(never),
+        };
+        drop(waiting);
+        Err(match due {
+            Ok(due) => self.refuse(Reason::Busy, now, due),
+            Err(never) => self.refuse(never, now, now),
+        })
+    }
+
+    #[inline]
+    pub(super) fn enter(&self, call: &Call) -> Entry {
+        match self.take_at_once(call.now(), call.cost()) {
+            Some(pass) => Entry::Pass(pass),
+            None => self.enter_queue(call),
+        }
+    }
+
+    #[inline]
+    pub(super) fn take_at_once(&self, now: Moment, cost: u32) -> Option<Pass> {
+        self.meter.take_at_once(now, cost).map(|taken| Pass::new(taken, cost.into()))
+    }
+
+    #[cold]
+    fn enter_queue(&self, call: &Call) -> Entry {
+        let (cost, now) = (call.cost(), call.now());
+        let mut waiting = self.waiting.lock();
+        let due = match self.take_in_turn(&mut waiting, now, cost) {
+            Ok(Take::Now(taken)) => return Entry::Pass(Pass::new(taken, cost.into())),
+            Ok(Take::At(due)) => due,
+            Err(never) => {
+                drop(waiting);
+                return Entry::Refused(self.refuse(never, now, now));
+            }
+        };
+        let give_up = now.plus_nanos(self.max_wait);
+        let reason = if !call.may_wait() {
+            Some(Reason::Busy)
+        } else if due > give_up.min(call.ends()) {
+            Some(Reason::TooLate)
+        } else if waiting.queue.len() >= self.max_queue {
+            Some(Reason::QueueFull)
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            drop(waiting);
+            return Entry::Refused(self.refuse(reason, now, due));
+        }
+        self.meter.set_waiting(true);
+        let head = waiting.queue.is_empty();
+        let key = waiting.queue.push(cost, give_up, None);
+        Entry::Wait(Ticket::new(key.to_bits(), give_up.nanos()), head.then_some(due))
+    }
+
+    /// Takes if nobody waits, or says when it would be served, or why never.
+    fn take_in_turn(&self, waiting: &mut Waiting<M::Locked>, now: Moment, cost: u32) -> Result<Take, Reason> {
+        let Waiting { queue, locked } = waiting;
+        let limit = self.meter.largest(locked);
+        if cost == 0 {
+            Err(Reason::ZeroCost)
+        } else if cost > limit {
+            Err(Reason::CostAboveLimit { cost, limit })
+        } else if queue.is_empty() {
+            Ok(self.meter.take(locked, now, cost))
+        } else {
+            Ok(Take::At(self.meter.due(locked, queue, now, cost)))
+        }
+    }
+
+    /// Who would be served now but for a head that has not come yet is told no time: nobody knows it.
+    fn refuse(&self, reason: Reason, now: Moment, due: Moment) -> Refusal {
+        let refusal = Refusal::by(self.name.clone(), reason);
+        if due > now { refusal.after(due.since(now)) } else { refusal }
+    }
+
+    pub(super) fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+        let [bits, give_up] = ticket.words();
+        let (key, give_up) = (Key::from_bits(bits), Moment::from_nanos(give_up));
+        let waker = cx.waker().clone();
+        let (cost, now) = (call.cost(), call.now());
+        let mut waiting = self.waiting.lock();
+        let due = if waiting.queue.status(key) == (Status::Waiting { head: true }) {
+            let limit = self.meter.largest(&waiting.locked);
+            if cost > limit {
+                self.end_wait(waiting, key);
+                return Entry::Refused(self.refuse(Reason::CostAboveLimit { cost, limit }, now, now));
+            }
+            match self.meter.take_as_told(&mut waiting.locked, now, cost) {
+                Take::Now(taken) => {
+                    self.end_wait(waiting, key);
+                    return Entry::Pass(Pass::new(taken, cost.into()));
+                }
+                // The rate was lowered meanwhile, or somebody's cost was settled above what it had taken.
+                Take::At(due) if due > give_up.min(call.ends()) => {
+                    self.end_wait(waiting, key);
+                    return Entry::Refused(self.refuse(Reason::TooLate, now, due));
+                }
+                Take::At(due) => Some(due),
+            }
+        } else {
+            None
+        };
+        let unused = waiting.queue.leave_waker(key, waker);
+        drop(waiting);
+        drop(unused);
+        Entry::Wait(ticket, due)
+    }
+
+    pub(super) fn abandon(&self, ticket: &Ticket) {
+        self.end_wait(self.waiting.lock(), Key::from_bits(ticket.words()[0]));
+    }
+
+    /// Takes a waiter out, and tells whoever is first now.
+    fn end_wait(&self, mut waiting: MutexGuard<'_, Waiting<M::Locked>>, key: Key) {
+        let (status, own) = waiting.queue.remove(key);
+        if waiting.queue.is_empty() {
+            self.meter.set_waiting(false);
+        }
+        if status == (Status::Waiting { head: true }) {
+            wake_head(waiting);
+        } else {
+            drop(waiting);
+        }
+        drop(own);
+    }
+
+    #[inline]
+    pub(super) fn leave(&self, pass: &Pass, outcome: &Outcome) {
+        if matches!(outcome, Outcome::NotStarted) {
+            self.undo(pass);
+        }
+    }
+
+    #[cold]
+    fn undo(&self, pass: &Pass) {
+        let [taken, cost] = pass.words();
+        self.change(|meter, locked| meter.undo(locked, taken, cost as u32));
+    }
+
+    /// Sets what a pass has cost.
+    pub(super) fn settle(&self, pass: &mut Pass, actual: u32) {
+        let [taken, cost] = pass.words();
+        let (cost, now) = (cost as u32, Moment::now());
+        self.change(|meter, locked| {
+            if actual > cost {
+                meter.charge(locked, now, actual - cost);
+            } else {
+                meter.put_back(locked, now, Some(taken), cost - actual);
+            }
+        });
+        *pass = Pass::new(taken, actual.into());
+    }
+
+    pub(super) fn refund(&self, tokens: u32) {
+        let now = Moment::now();
+        self.change(|meter, locked| meter.put_back(locked, now, None, tokens));
+    }
+
+    /// Changes what the meter keeps, and has the head of the queue look again.
+    pub(super) fn change<R>(&self, change: impl FnOnce(&M, &mut M::Locked) -> R) -> R {
+        let mut waiting = self.waiting.lock();
+        let result = change(&self.meter, &mut waiting.locked);
+        wake_head(waiting);
+        result
+    }
+
+    /// Looks at what the meter keeps.
+    pub(super) fn read<R>(&self, read: impl FnOnce(&M, &mut M::Locked) -> R) -> R {
+        read(&self.meter, &mut self.waiting.lock().locked)
+    }
+
+    pub(super) fn facts(&self) -> Facts {
+        let now = Moment::now();
+        self.read(|meter, locked| meter.facts(locked, now))
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let now = Moment::now();
+        let mut waiting = self.waiting.lock();
+        let Waiting { queue, locked } = &mut *waiting;
+        let facts = self.meter.facts(locked, now);
+        let waited_for = !queue.is_empty();
+        let next = if waited_for { self.meter.due(locked, queue, now, 1) } else { facts.reset };
+        drop(waiting);
+        let remaining = if waited_for { 0 } else { facts.remaining };
+        Snapshot {
+            name: self.name.clone(),
+            limit: facts.limit,
+            remaining,
+            window: Duration::from_nanos(facts.window),
+            reset: next.since(now),
+            retry_after: if remaining > 0 { Some(Duration::ZERO) } else { (next > now).then(|| next.since(now)) },
+        }
+    }
+}
+
+/// It may be due earlier than it thinks.
+fn wake_head<L>(mut waiting: MutexGuard<'_, Waiting<L>>) {
+    let waker = waiting.queue.take_head_waker();
+    drop(waiting);
+    waker.into_iter().for_each(Waker::wake);
+}
+
+/// What every limiter offers, written once for all of them: the handle, the way in, and the way to look.
+macro_rules! limiter {
+    ($gate:ident, $builder:ident, $count:ty) => {
+        crate::guard::guarded!($gate, "token", "tokens");
+
+        impl crate::gate::IntoGate for $builder {
+            type Gate = $gate;
+
+            fn into_gate(self) -> Result<$gate, crate::error::ConfigError> {
+                self.build()
+            }
+        }
+
+        impl $builder {
+            /// How many may wait, at most 16,777,216. With 0 nobody waits.
+            pub const fn max_queue(mut self, waiters: u32) -> Self {
+                self.waits.max_queue = waiters;
+                self
+            }
+
+            /// How long one may wait: who would wait longer is refused at once. No limit unless said.
+            pub const fn max_wait(mut self, wait: std::time::Duration) -> Self {
+                self.waits.max_wait = Some(wait);
+                self
+            }
+
+            /// The name that refusals carry.
+            pub fn named(mut self, name: impl Into<std::borrow::Cow<'static, str>>) -> Self {
+                self.waits.name = crate::error::Name::from(name.into());
+                self
+            }
+        }
+
+        impl $gate {
+            /// Takes so many tokens if they are there and nobody waits; else changes nothing.
+            ///
+            /// # Errors
+            ///
+            /// A refusal that says when they would be there: waiting that long always suffices if nobody else comes.
+            /// For more tokens than can ever be there it never will be, and for none there is nothing to take: the
+            /// refusal says so.
+            #[inline]
+            pub fn try_take(&self, tokens: u32) -> Result<(), crate::error::Refusal> {
+                self.0.try_take(tokens, crate::internal::time::Moment::now())
+            }
+
+            /// The same by a reading of the clock that the caller already has: a decision then costs little more than
+            /// one change of a word in memory where tokens are there, and several limiters go by the same time.
+            ///
+            /// # Errors
+            ///
+            /// As [`try_take`](Self::try_take).
+            #[inline]
+            pub fn try_take_at(
+                &self,
+                tokens: u32,
+                now: crate::internal::time::Moment,
+            ) -> Result<(), crate::error::Refusal> {
+                self.0.try_take(tokens, now)
+            }
+
+            /// How many tokens are there now. Changes nothing.
+            #[must_use]
+            pub fn peek(&self) -> $count {
+                self.0.facts().remaining as $count
+            }
+
+            /// How many wait.
+            #[must_use]
+            pub fn queued(&self) -> u32 {
+                self.0.queued()
+            }
+
+            /// Puts tokens back that were taken and not used. There are never more than after a long idle time.
+            pub fn refund(&self, tokens: u32) {
+                self.0.refund(tokens);
+            }
+
+            /// Limit, what remains of it, and when there is more: all of one moment. Changes nothing.
+            #[must_use]
+            pub fn snapshot(&self) -> crate::rate::Snapshot {
+                self.0.snapshot()
+            }
+        }
+
+        impl crate::gate::Gate for $gate {
+            #[inline]
+            fn enter(&self, call: &crate::call::Call) -> crate::gate::Entry {
+                self.0.enter(call)
+            }
+
+            #[inline]
+            fn leave(&self, pass: crate::gate::Pass, outcome: crate::gate::Outcome) {
+                self.0.leave(&pass, &outcome);
+            }
+
+            fn poll_wait(
+                &self,
+                ticket: crate::gate::Ticket,
+                call: &crate::call::Call,
+                cx: &mut std::task::Context<'_>,
+            ) -> crate::gate::Entry {
+                self.0.poll_wait(ticket, call, cx)
+            }
+
+            fn abandon(&self, ticket: crate::gate::Ticket) {
+                self.0.abandon(&ticket);
+            }
+
+            fn settle(&self, pass: &mut crate::gate::Pass, actual: u32) {
+                self.0.settle(pass, actual);
+            }
+
+            fn needs(&self) -> crate::gate::Needs {
+                crate::gate::Needs::Now
+            }
+
+            fn name(&self) -> &str {
+                self.0.name().as_str()
+            }
+        }
+    };
+}
+pub(super) use limiter;
+
+/// Notes a fault if more may wait than a queue can hold.
+pub(super) fn check_queue(faults: &mut crate::error::Faults, max_queue: u32) {
+    faults.check(max_queue <= crate::internal::queue::LONGEST_QUEUE, "max_queue", &max_queue, "0 to 16777216");
+}

@@ -1,0 +1,731 @@
+//! What holds for every limiter: the same claims about buckets, windows and quotas.
+
+mod support;
+
+use std::cell::Cell;
+use std::fmt::Debug;
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use futures::future::{join_all, poll_immediate};
+use futures::stream::FuturesOrdered;
+use proptest::prelude::*;
+use resile::{
+    Acquire, Guard, LeakyBucket, LimitFields, Policy, PolicyBuilder, Quota, Rate, Reason, Refusal, Retry, Semaphore,
+    SlidingWindow, Snapshot, TokenBucket, Verdict,
+};
+use support::hand::{Clock, Flag};
+use support::ms;
+use tokio::time::{Instant, advance};
+
+const fn secs(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+const fn nanos(count: u64) -> Duration {
+    Duration::from_nanos(count)
+}
+
+/// Changes a limit.
+type Set<'a> = &'a dyn Fn(u64);
+
+fn just_before(time: Duration) -> Duration {
+    time.saturating_sub(nanos(1))
+}
+
+/// The surface that all limiters have.
+trait Limiter: Debug {
+    fn try_take(&self, tokens: u32) -> Result<(), Refusal>;
+    fn acquire_many(&self, tokens: u32) -> Acquire;
+    fn try_acquire_many(&self, tokens: u32) -> Result<Guard, Refusal>;
+    fn peek(&self) -> u64;
+    fn refund(&self, tokens: u32);
+    fn queued(&self) -> u32;
+    fn snapshot(&self) -> Snapshot;
+    fn add_to(&self, policy: PolicyBuilder) -> PolicyBuilder;
+}
+
+macro_rules! limiters {
+    ($($limiter:ident),*) => {$(
+        impl Limiter for $limiter {
+            fn try_take(&self, tokens: u32) -> Result<(), Refusal> {
+                self.try_take(tokens)
+            }
+            fn acquire_many(&self, tokens: u32) -> Acquire {
+                self.acquire_many(tokens)
+            }
+            fn try_acquire_many(&self, tokens: u32) -> Result<Guard, Refusal> {
+                self.try_acquire_many(tokens)
+            }
+            fn peek(&self) -> u64 {
+                self.peek().into()
+            }
+            fn refund(&self, tokens: u32) {
+                self.refund(tokens);
+            }
+            fn queued(&self) -> u32 {
+                self.queued()
+            }
+            fn snapshot(&self) -> Snapshot {
+                self.snapshot()
+            }
+            fn add_to(&self, policy: PolicyBuilder) -> PolicyBuilder {
+                policy.gate(self.clone())
+            }
+        }
+    )*};
+}
+limiters!(TokenBucket, LeakyBucket, SlidingWindow, Quota);
+
+/// The largest cost that is there after idling, of all but the leaky bucket.
+const LIMIT: u32 = 3;
+const WINDOW: u64 = 1_000_000_000;
+const KINDS: usize = 6;
+
+/// About three a second, by every way to count, with a queue of so many.
+fn limiter(kind: usize, max_queue: u32) -> Box<dyn Limiter> {
+    let limit = LIMIT.into();
+    // Half a second into a second of the calendar.
+    let wall = SystemTime::UNIX_EPOCH + ms(1_700_000_000_500);
+    match kind {
+        0 => Box::new(TokenBucket::per_second(limit).burst(LIMIT).max_queue(max_queue).build().unwrap()),
+        1 => Box::new(LeakyBucket::per_second(limit).max_queue(max_queue).build().unwrap()),
+        2 => Box::new(SlidingWindow::per_second(limit).max_queue(max_queue).build().unwrap()),
+        3 => Box::new(SlidingWindow::per_second(limit).exact_up_to(0).max_queue(max_queue).build().unwrap()),
+        4 => Box::new(Quota::per_second(limit).wall_clock(wall).max_queue(max_queue).build().unwrap()),
+        _ => Box::new(Quota::from_first_use(limit, secs(1)).max_queue(max_queue).build().unwrap()),
+    }
+}
+
+fn all() -> impl Iterator<Item = Box<dyn Limiter>> {
+    (0..KINDS).map(|kind| limiter(kind, 1000))
+}
+
+fn told(limiter: &dyn Limiter, tokens: u32) -> Duration {
+    limiter.try_take(tokens).unwrap_err().retry_after().expect("it knows when")
+}
+
+/// Takes what is there.
+fn drain(limiter: &dyn Limiter) {
+    while limiter.try_take(1).is_ok() {}
+}
+
+fn gated(limiter: &dyn Limiter) -> Policy {
+    limiter.add_to(Policy::named("gated")).build().unwrap()
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Taking now
+
+/// L17: to the nanosecond.
+#[tokio::test(start_paused = true)]
+async fn waiting_as_long_as_told_always_suffices_and_a_nanosecond_less_never() {
+    for limiter in all() {
+        for cost in [1, 1, 2, 3, 1, 3, 2, 1, 1, 1, 2].into_iter().cycle().take(300) {
+            let Err(refusal) = limiter.try_take(cost) else { continue };
+            let after = refusal.retry_after().unwrap();
+            advance(just_before(after)).await;
+            assert_eq!(told(&*limiter, cost), nanos(1), "{limiter:?}");
+            advance(nanos(1)).await;
+            limiter.try_take(cost).unwrap();
+        }
+    }
+}
+
+/// L7.
+#[tokio::test(start_paused = true)]
+async fn refusals_and_looks_change_nothing() {
+    for limiter in all() {
+        drain(&*limiter);
+        advance(ms(10)).await;
+        let before = (limiter.snapshot(), limiter.peek(), told(&*limiter, 1));
+        for _ in 0..100 {
+            for cost in [0, 2, 3, u32::MAX] {
+                assert!(limiter.try_take(cost).is_err());
+                assert!(limiter.try_acquire_many(cost).is_err());
+            }
+            limiter.refund(0);
+        }
+        assert_eq!((limiter.snapshot(), limiter.peek(), told(&*limiter, 1)), before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_and_more_than_can_be_are_refused_for_what_they_are() {
+    for (kind, limiter) in all().enumerate() {
+        let costly = if kind == 1 { u32::MAX } else { LIMIT + 1 };
+        for refusal in [
+            limiter.try_take(costly).unwrap_err(),
+            limiter.acquire_many(costly).await.unwrap_err(),
+            gated(&*limiter)
+                .call()
+                .cost(costly)
+                .run(|| ready(Ok::<_, ()>(())))
+                .await
+                .unwrap_err()
+                .refusal()
+                .unwrap()
+                .clone(),
+        ] {
+            assert!(matches!(refusal.reason(), Reason::CostAboveLimit { cost, .. } if cost == costly), "{refusal}");
+            assert_eq!(refusal.retry_after(), None, "waiting won't help");
+        }
+        for refusal in [limiter.try_take(0).unwrap_err(), limiter.acquire_many(0).await.unwrap_err()] {
+            assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::ZeroCost, None));
+        }
+        assert_eq!(limiter.peek(), limiter.snapshot().limit(), "nothing was taken");
+    }
+}
+
+/// L1, L14.
+#[tokio::test(start_paused = true)]
+async fn after_idling_for_a_year_the_limit_passes_and_no_more() {
+    for limiter in all() {
+        for _ in 0..5 {
+            let limit = limiter.snapshot().limit();
+            assert_eq!(limiter.peek(), limit);
+            let took = (0..100).take_while(|_| limiter.try_take(1).is_ok()).count();
+            assert_eq!(took as u64, limit, "{limiter:?}");
+            advance(secs(365 * 86_400)).await;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Waiting
+
+/// What a newcomer is told behind others is when it is served, whatever those before it cost.
+#[tokio::test(start_paused = true)]
+async fn waiters_are_served_in_order_each_when_a_newcomer_was_told() {
+    for limiter in all() {
+        drain(&*limiter);
+        let start = Instant::now();
+        let costs = [1, 3, 2, 2, 1, 1, 3, 3, 1, 2];
+        let mut waiters = Vec::new();
+        let mut expected = Vec::new();
+        for cost in costs {
+            expected.push(told(&*limiter, cost));
+            let mut waiter = Box::pin(limiter.acquire_many(cost));
+            assert!(poll_immediate(waiter.as_mut()).await.is_none());
+            waiters.push(waiter);
+        }
+        assert!(expected.is_sorted());
+        let served = join_all(waiters.into_iter().map(|waiter| async move {
+            waiter.await.unwrap().success();
+            start.elapsed()
+        }));
+        for (place, (at, told)) in served.await.into_iter().zip(expected).enumerate() {
+            // Each wait ends up to a millisecond late.
+            let late = at.checked_sub(told).unwrap_or_else(|| panic!("{limiter:?}: {at:?} before {told:?}"));
+            assert!(late <= ms(2) * (place as u32 + 1), "{limiter:?}: {place} came {late:?} late");
+        }
+        assert_eq!(limiter.queued(), 0);
+    }
+}
+
+/// L16.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_served_before_its_deadline_is_refused_at_once_with_the_time() {
+    for limiter in all() {
+        drain(&*limiter);
+        let after = told(&*limiter, 1);
+        let start = Instant::now();
+        let call = || gated(&*limiter);
+        let near = call().call().deadline(just_before(after)).run(|| ready(Ok::<_, ()>(()))).await.unwrap_err();
+        assert_eq!(near.refusal().map(Refusal::reason), Some(Reason::TooLate));
+        assert_eq!((near.retry_after(), start.elapsed()), (Some(after), Duration::ZERO));
+        call().call().deadline(after + ms(2)).run(|| ready(Ok::<_, ()>(()))).await.unwrap();
+        assert!(start.elapsed() >= after);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses_at_once_with_the_time() {
+    for kind in 0..KINDS {
+        let limiter = limiter(kind, 2);
+        drain(&*limiter);
+        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(limiter.acquire_many(1))).collect();
+        for waiter in &mut waiting {
+            assert!(poll_immediate(waiter.as_mut()).await.is_none());
+        }
+        let after = told(&*limiter, 1);
+        let refusal = limiter.acquire_many(1).await.unwrap_err();
+        assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::QueueFull, Some(after)));
+        let seen = limiter.snapshot();
+        assert_eq!((seen.remaining(), seen.retry_after(), seen.reset()), (0, Some(after), after));
+        drop(waiting);
+        assert_eq!(limiter.queued(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_leaves_moves_the_others_up() {
+    for limiter in all() {
+        drain(&*limiter);
+        let alone = told(&*limiter, 1);
+        let mut head = Box::pin(limiter.acquire_many(3));
+        assert!(poll_immediate(head.as_mut()).await.is_none());
+        let start = Instant::now();
+        let (mut second, flag) = (Box::pin(limiter.acquire_many(1)), Flag::default());
+        assert!(flag.poll(second.as_mut()).is_pending());
+        drop(head);
+        assert!(flag.woken());
+        second.await.unwrap().success();
+        assert!(start.elapsed() <= alone + ms(2), "{limiter:?}: {:?} for {alone:?}", start.elapsed());
+    }
+}
+
+/// Only the head holds a timer.
+#[tokio::test(start_paused = true)]
+async fn nobody_spins_in_a_queue() {
+    for limiter in all() {
+        let polls: FuturesOrdered<_> = (0..30)
+            .map(|_| {
+                let mut wait = Box::pin(limiter.acquire_many(1));
+                async move {
+                    let mut polls = 0;
+                    std::future::poll_fn(|cx| {
+                        polls += 1;
+                        wait.as_mut().poll(cx).map(|end| end.unwrap().success())
+                    })
+                    .await;
+                    polls
+                }
+            })
+            .collect();
+        let polls: Vec<u32> = polls.collect().await;
+        assert!(polls.iter().all(|polls| *polls <= 3), "{limiter:?}: {polls:?}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Giving back and settling
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_took_that_never_reached_its_operation_comes_back() {
+    for limiter in all() {
+        let semaphore = Semaphore::permits(1).build().unwrap();
+        let _held = semaphore.try_acquire().unwrap();
+        let policy = limiter.add_to(Policy::named("inner")).gate(semaphore).build().unwrap();
+        let before = limiter.peek();
+        for _ in 0..10 {
+            assert!(policy.call().no_wait().run(|| ready(Ok::<_, ()>(()))).await.unwrap_err().is_refused());
+            assert_eq!(limiter.peek(), before, "{limiter:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refunded_is_there_and_never_more_than_the_limit() {
+    for limiter in all() {
+        let limit = limiter.snapshot().limit();
+        drain(&*limiter);
+        limiter.refund(1);
+        assert_eq!(limiter.peek(), 1);
+        limiter.refund(u32::MAX);
+        limiter.refund(u32::MAX);
+        assert_eq!(limiter.peek(), limit);
+        drain(&*limiter);
+        let mut waiter = Box::pin(limiter.acquire_many(1));
+        assert!(poll_immediate(waiter.as_mut()).await.is_none());
+        limiter.refund(1);
+        poll_immediate(waiter.as_mut()).await.expect("its turn").unwrap().success();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cost_that_was_estimated_too_high_comes_back() {
+    for limiter in all().filter(|limiter| limiter.snapshot().limit() > 1) {
+        let limit = limiter.snapshot().limit();
+        let mut guard = limiter.try_acquire_many(LIMIT).unwrap();
+        for actual in [2, 2, 1, 3, 0, 1] {
+            guard.settle(actual);
+            assert_eq!(limiter.peek(), limit - u64::from(actual), "{limiter:?}");
+        }
+        guard.success();
+        assert_eq!(limiter.peek(), limit - 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cost_that_was_estimated_too_low_is_owed() {
+    for limiter in all() {
+        let mut guard = limiter.try_acquire_many(1).unwrap();
+        guard.settle(1 + 3 * LIMIT);
+        guard.failure();
+        assert_eq!(limiter.peek(), 0);
+        let after = told(&*limiter, 1);
+        // Two of those that are owed were there, and no window is longer than a second.
+        assert!(after > ms(400), "{limiter:?}: {after:?}");
+        advance(just_before(after)).await;
+        assert_eq!(told(&*limiter, 1), nanos(1), "{limiter:?}");
+        advance(nanos(1)).await;
+        limiter.try_take(1).unwrap();
+    }
+}
+
+/// Who waits waits longer, or is told so.
+#[tokio::test(start_paused = true)]
+async fn a_settled_cost_that_makes_a_waiter_late_has_it_refused() {
+    for limiter in all() {
+        let mut guard = limiter.try_acquire_many(1).unwrap();
+        drain(&*limiter);
+        let policy = gated(&*limiter);
+        let (mut call, flag) =
+            (Box::pin(policy.call().deadline(ms(1100)).run(|| ready(Ok::<_, ()>(())))), Flag::default());
+        assert!(flag.poll(call.as_mut()).is_pending());
+        guard.settle(1000);
+        assert!(flag.woken());
+        let Poll::Ready(end) = flag.poll(call.as_mut()) else {
+            // A window forgets what is owed, after its length.
+            assert!(format!("{limiter:?}").starts_with("SlidingWindow"), "{limiter:?}");
+            continue;
+        };
+        assert_eq!(end.unwrap_err().refusal().map(Refusal::reason), Some(Reason::TooLate));
+        assert_eq!(limiter.queued(), 0);
+    }
+}
+
+/// Each limiter that an attempt has passed is told, of each attempt.
+#[tokio::test(start_paused = true)]
+async fn a_call_settles_what_its_attempts_have_cost() {
+    let (outer, inner) = (TokenBucket::per_second(1).burst(100), SlidingWindow::per_second(100));
+    let (outer, inner) = (outer.build().unwrap(), inner.build().unwrap());
+    let policy = Policy::named("costly").gate(outer.clone()).retry(Retry::immediate().max_attempts(2));
+    let policy = policy.gate(inner.clone()).build().unwrap();
+    let call = || {
+        let call = policy.call().cost(10).classify(|_: &Result<u32, u32>| Verdict::Transient(None));
+        call.settle(|result: &Result<u32, u32>| *result.as_ref().unwrap_or_else(|cost| cost))
+    };
+    let attempts = Cell::new(0);
+    let attempt = || {
+        attempts.set(attempts.get() + 1);
+        ready(if attempts.get() == 1 { Err(3) } else { Ok(25) })
+    };
+    assert_eq!(call().run(attempt).await.unwrap(), 25);
+    assert_eq!((attempts.get(), outer.peek(), inner.peek()), (2, 75, 72));
+    drop(poll_immediate(call().run(std::future::pending)).await);
+    assert_eq!((outer.peek(), inner.peek()), (65, 62), "as estimated");
+}
+
+#[tokio::test(start_paused = true)]
+async fn gates_that_count_no_costs_take_no_notice_of_a_settled_one() {
+    let semaphore = Semaphore::permits(3).build().unwrap();
+    let mut guard = semaphore.try_acquire_many(2).unwrap();
+    guard.settle(1);
+    assert_eq!(semaphore.in_use(), 2);
+    drop(guard);
+    assert_eq!(semaphore.in_use(), 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Changing the limit
+
+#[tokio::test(start_paused = true)]
+async fn a_higher_limit_serves_who_waits_and_a_lower_one_sends_away_who_asks_too_much() {
+    let slow = Rate::new(2, secs(3600));
+    let leaky = LeakyBucket::at(slow).build().unwrap();
+    let exact = SlidingWindow::at(slow).build().unwrap();
+    let weighted = SlidingWindow::at(slow).exact_up_to(0).build().unwrap();
+    let quota = Quota::per_hour(2).build().unwrap();
+    let all: [(&dyn Limiter, Set<'_>); 4] = [
+        (&leaky, &|count| leaky.set_rate(Rate::new(count, secs(3600))).unwrap()),
+        (&exact, &|count| exact.set_rate(Rate::new(count, secs(3600))).unwrap()),
+        (&weighted, &|count| weighted.set_rate(Rate::new(count, secs(3600))).unwrap()),
+        (&quota, &|count| quota.set_limit(count).unwrap()),
+    ];
+    for (limiter, set) in all {
+        drain(limiter);
+        let (mut first, flag) = (Box::pin(limiter.acquire_many(2)), Flag::default());
+        let mut second = Box::pin(limiter.acquire_many(1));
+        assert!(flag.poll(first.as_mut()).is_pending());
+        assert!(poll_immediate(second.as_mut()).await.is_none());
+        set(1);
+        assert!(flag.woken());
+        match flag.poll(first.as_mut()) {
+            // A leaky bucket takes any cost.
+            Poll::Pending => drop(first),
+            Poll::Ready(end) => {
+                assert_eq!(end.unwrap_err().reason(), Reason::CostAboveLimit { cost: 2, limit: 1 });
+            }
+        }
+        set(60_000);
+        advance(secs(1)).await;
+        poll_immediate(second.as_mut()).await.expect("its turn").unwrap().success();
+        assert_eq!(limiter.queued(), 0, "{limiter:?}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What the front door tells
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_says_what_can_be_taken_and_when_there_is_more() {
+    for limiter in all() {
+        for step in [0, 1, 100_000_000, 333_333_333, 333_333_334, 700_000_000, 1_500_000_000] {
+            advance(nanos(step)).await;
+            let seen = limiter.snapshot();
+            assert_eq!((seen.remaining(), seen.limit()), (limiter.peek(), limiter.snapshot().limit()));
+            assert_eq!(seen.retry_after() == Some(Duration::ZERO), seen.remaining() > 0);
+            if let Ok(remaining @ 1..) = u32::try_from(seen.remaining()) {
+                limiter.try_take(remaining).unwrap();
+            }
+            assert_eq!(told(&*limiter, 1), seen.reset(), "{limiter:?}");
+            assert_eq!(limiter.snapshot().retry_after(), Some(seen.reset()));
+        }
+    }
+}
+
+/// L17, also for clients that know seconds only.
+#[tokio::test(start_paused = true)]
+async fn waiting_the_seconds_that_are_told_always_suffices() {
+    for limiter in all() {
+        for (place, cost) in [1, 3, 2, 1, 3, 1, 2].into_iter().cycle().take(50).enumerate() {
+            advance(ms(place as u64 * 37)).await;
+            drain(&*limiter);
+            let refusal = limiter.try_take(cost).unwrap_err();
+            let fields = limiter.snapshot().fields().refused(&refusal);
+            let (service, after) = (fields.service.unwrap(), fields.retry_after.unwrap());
+            assert_eq!(LimitFields::from(&refusal).retry_after.map(|told| told.0 <= after.0), Some(true));
+            // The draft wants no answer to send a client back before the effective window is over.
+            assert!(service.remaining == 0 && service.reset.unwrap() <= after.0);
+            advance(secs(service.reset.unwrap())).await;
+            assert!(limiter.peek() > 0);
+            advance(secs(after.0 - service.reset.unwrap())).await;
+            limiter.try_take(cost).unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fields_are_written_as_the_draft_says() {
+    let odd = TokenBucket::per_second(1).burst(9).named("a \"quoted\\ näme\n").build().unwrap();
+    let fields = odd.snapshot().fields();
+    let mut policy = fields.policy.unwrap();
+    assert_eq!(policy.to_string(), r#""a \"quoted\\ n?me?";q=9;w=9"#);
+    assert_eq!(fields.service.unwrap().to_string(), r#""a \"quoted\\ n?me?";r=9;t=1"#);
+    assert_eq!(fields.retry_after, None);
+    policy.unit = Some("content-bytes".into());
+    policy.quota = u64::MAX;
+    policy.window = 0;
+    assert_eq!(policy.to_string(), r#""a \"quoted\\ n?me?";q=999999999999999;qu="content-bytes";w=1"#);
+
+    let month = Quota::per_month(10).wall_clock(SystemTime::UNIX_EPOCH + secs(1_709_164_800)).build().unwrap();
+    month.try_take(10).unwrap();
+    let fields = month.snapshot().fields();
+    assert_eq!(fields.policy.unwrap().to_string(), r#""quota";q=10;w=2505600"#, "29 days");
+    assert_eq!(fields.service.unwrap().to_string(), r#""quota";r=0;t=86400"#);
+    assert_eq!(fields.retry_after.unwrap().to_string(), "86400");
+
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let _held = semaphore.try_acquire().unwrap();
+    let fields = LimitFields::from(&semaphore.try_acquire().unwrap_err());
+    assert_eq!(fields.service.unwrap().to_string(), r#""semaphore";r=0"#);
+    assert_eq!((fields.policy, fields.retry_after), (None, None));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// In the long run
+
+/// A rival's waits in whole milliseconds gave the only caller 955 of 5000 a second.
+#[tokio::test(start_paused = true)]
+async fn a_leaky_bucket_keeps_its_rate_however_fast() {
+    for (rate, calls) in [(7, 70), (999, 4995), (5000, 25_000), (40_000, 80_000)] {
+        let bucket = LeakyBucket::per_second(rate).build().unwrap();
+        bucket.try_take(1).unwrap();
+        let start = Instant::now();
+        for _ in 0..calls {
+            bucket.acquire().await.unwrap().success();
+        }
+        let exact = secs(calls) / rate as u32;
+        assert!(start.elapsed() >= exact.saturating_sub(ms(2)) && start.elapsed() <= exact + ms(2), "{rate}/s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaky_bucket_spaces_by_what_a_call_costs() {
+    let bucket = LeakyBucket::per_second(10).build().unwrap();
+    let start = Instant::now();
+    let mut times = Vec::new();
+    for cost in [1, 5, 1, 2, 1] {
+        bucket.acquire_many(cost).await.unwrap().success();
+        times.push(start.elapsed());
+    }
+    assert_eq!(times, [0, 100, 600, 700, 900].map(ms));
+}
+
+/// L13.
+#[tokio::test(start_paused = true)]
+async fn twice_the_limit_passes_at_the_boundary_of_a_quota_and_not_of_a_window() {
+    let wall = SystemTime::UNIX_EPOCH + ms(1_999_999);
+    let quota = Quota::per_second(100).wall_clock(wall).build().unwrap();
+    let window = SlidingWindow::per_second(100).build().unwrap();
+    quota.try_take(100).unwrap();
+    window.try_take(100).unwrap();
+    advance(ms(1)).await;
+    quota.try_take(100).unwrap();
+    assert!(window.try_take(1).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_quota_leaves_over_is_carried_over_up_to_its_bound() {
+    let wall = SystemTime::UNIX_EPOCH + secs(86_400);
+    let quota = Quota::per_day(10).carry_over(15).wall_clock(wall).build().unwrap();
+    quota.try_take(4).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        advance(secs(86_400)).await;
+        seen.push(quota.peek());
+    }
+    assert_eq!(seen, [16, 25, 25]);
+    quota.try_take(25).unwrap();
+    assert_eq!(quota.try_take(25).unwrap_err().retry_after(), Some(secs(3 * 86_400)));
+    assert!(matches!(quota.try_take(26).unwrap_err().reason(), Reason::CostAboveLimit { cost: 26, limit: 25 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_follows_the_calendar_of_its_place() {
+    // 31 December 2023, 23:30 UTC.
+    let wall = SystemTime::UNIX_EPOCH + secs(1_704_067_200 - 1800);
+    let hour = secs(3600);
+    let places = [
+        (Quota::per_month(1), ms(1_800_000)),
+        (Quota::per_month(1).east_of_utc(hour), hour * (31 * 48 - 1) / 2),
+        (Quota::per_month(1).west_of_utc(5 * hour), 5 * hour + hour / 2),
+        (Quota::per_day(1).east_of_utc(hour * 11 / 2), hour * 19),
+        (Quota::per_hour(1), hour / 2),
+        (Quota::per_minute(1), secs(60)),
+    ];
+    for (quota, exact) in places {
+        let quota = quota.wall_clock(wall).build().unwrap();
+        quota.try_take(1).unwrap();
+        assert_eq!(told(&quota, 1), exact, "{quota:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_from_first_use_begins_when_it_is_used() {
+    let quota = Quota::from_first_use(2, secs(10)).build().unwrap();
+    advance(secs(7)).await;
+    quota.try_take(1).unwrap();
+    advance(secs(6)).await;
+    quota.try_take(1).unwrap();
+    assert_eq!(told(&quota, 1), secs(4));
+    advance(secs(4 + 3)).await;
+    assert_eq!(quota.snapshot().reset(), secs(10), "the next has not begun");
+    quota.try_take(2).unwrap();
+    assert_eq!(told(&quota, 1), secs(10));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Whatever happens
+
+#[derive(Clone, Debug)]
+enum Op {
+    Wait(u64),
+    Take(u32),
+    Come(u32),
+    Leave(usize),
+    Poll(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let wait = prop_oneof![Just(0), Just(1), 0..WINDOW, 0..3 * WINDOW, Just(WINDOW)];
+    prop_oneof![
+        4 => wait.prop_map(Op::Wait),
+        2 => (1..=LIMIT).prop_map(Op::Take),
+        4 => (1..=LIMIT).prop_map(Op::Come),
+        1 => any::<usize>().prop_map(Op::Leave),
+        6 => any::<usize>().prop_map(Op::Poll),
+    ]
+}
+
+/// How many may go from one moment to another, both included, the last of which costs so much.
+fn allowed(kind: usize, from: u64, to: u64, last: u32) -> u64 {
+    let (time, limit) = (to - from, u64::from(LIMIT));
+    match kind {
+        0 => limit + (time * limit).div_ceil(WINDOW),
+        // Paced, but for a timer's grain.
+        1 => u64::from(last) + ((time + 2_000_000) * limit).div_ceil(WINDOW),
+        2 if time < WINDOW => limit,
+        3 if time <= WINDOW => limit + time * limit / WINDOW,
+        // Windows begin half a second after the quota is built.
+        4 if (from + WINDOW / 2) / WINDOW == (to + WINDOW / 2) / WINDOW => limit,
+        // No more than two windows can touch a stretch that is shorter.
+        4 | 5 if time < WINDOW => 2 * limit,
+        _ => u64::MAX,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Laws: in no interval more than allowed; who waits is served in order; nobody passes a waiter by; a newcomer who
+    /// finds nobody waiting and comes back when told is served; who leaves, leaves nothing behind.
+    #[test]
+    fn whatever_happens_the_bound_and_the_order_hold(
+        kind in 0..KINDS, ops in proptest::collection::vec(op(), 0..80),
+    ) {
+        let clock = Clock::paused();
+        let _entered = clock.enter();
+        let limiter = limiter(kind, 1000);
+        let start = Instant::now();
+        let elapsed = || start.elapsed().as_nanos() as u64;
+        let mut waiters: Vec<(u32, Pin<Box<Acquire>>)> = Vec::new();
+        let mut granted: Vec<(u64, u32)> = Vec::new();
+        for op in ops {
+            match op {
+                Op::Wait(time) => clock.advance(nanos(time)),
+                Op::Take(cost) => match limiter.try_take(cost) {
+                    Ok(()) => {
+                        prop_assert!(waiters.is_empty(), "nobody passes a waiter by");
+                        granted.push((elapsed(), cost));
+                    }
+                    Err(refusal) if waiters.is_empty() => {
+                        clock.advance(refusal.retry_after().unwrap());
+                        prop_assert!(limiter.try_take(cost).is_ok());
+                        granted.push((elapsed(), cost));
+                    }
+                    Err(_) => {}
+                },
+                Op::Come(cost) => {
+                    let mut waiter = Box::pin(limiter.acquire_many(cost));
+                    match Flag::default().poll(waiter.as_mut()) {
+                        Poll::Pending => waiters.push((cost, waiter)),
+                        Poll::Ready(end) => {
+                            prop_assert!(end.is_ok() && waiters.is_empty());
+                            granted.push((elapsed(), cost));
+                        }
+                    }
+                }
+                Op::Leave(which) if !waiters.is_empty() => drop(waiters.remove(which % waiters.len())),
+                Op::Poll(which) if !waiters.is_empty() => {
+                    let place = which % waiters.len();
+                    if let Poll::Ready(end) = Flag::default().poll(waiters[place].1.as_mut()) {
+                        prop_assert!(end.is_ok() && place == 0, "served out of turn");
+                        granted.push((elapsed(), waiters.remove(0).0));
+                    }
+                }
+                Op::Leave(_) | Op::Poll(_) => {}
+            }
+            prop_assert_eq!(limiter.queued() as usize, waiters.len());
+            prop_assert!(limiter.peek() <= limiter.snapshot().limit());
+        }
+        for (place, (from, _)) in granted.iter().enumerate() {
+            let mut sum = 0;
+            for (to, cost) in &granted[place..] {
+                sum += u64::from(*cost);
+                let allowed = allowed(kind, *from, *to, *cost);
+                prop_assert!(sum <= allowed, "{} of {} in {} ns", sum, allowed, to - from);
+            }
+        }
+        // Whoever still waits gets it, one after the other.
+        for (_, mut waiter) in waiters {
+            clock.advance(secs(2));
+            prop_assert!(matches!(Flag::default().poll(waiter.as_mut()), Poll::Ready(Ok(_))));
+        }
+    }
+}
