@@ -37,6 +37,8 @@
 //! | [`CircuitBreaker`] | the peer can be down, and waiting for it costs more than a quick no |
 //! | [`TokenBucket`] | the peer allows so many calls per second |
 //! | [`Semaphore`] | the peer can do so many things at once |
+//! | [`Keyed`] | each tenant, user or peer is to have a gate of its own, in bounded memory |
+//! | [`Layers`] | several limits hold for one call, and a refusal by one must not be charged by the others |
 //! | [`Gate`] | you have a rule of admission of your own |
 //! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
 //! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
@@ -91,7 +93,9 @@ mod ext;
 pub mod gate;
 mod guard;
 mod internal;
+pub mod keyed;
 mod lane;
+pub mod layers;
 mod lint;
 #[cfg(all(test, resile_loom))]
 mod loom;
@@ -116,6 +120,8 @@ pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Ref
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};
 pub use internal::time::Moment;
+pub use keyed::{KeyRef, Keyed, KeyedBuilder, KeyedStats, OneKey, PerKey, Plan, TopKey};
+pub use layers::{Layers, LayersBuilder};
 pub use lint::{Finding, Lint};
 pub use policy::{Judged, Policy, PolicyBuilder, Steps};
 pub use rate::{Rate, TokenBucket, TokenBucketBuilder};

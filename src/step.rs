@@ -75,9 +75,9 @@ impl Step {
 }
 
 /// Enters a gate that may not have been told that its caller won't wait, or doesn't look.
-pub(crate) fn enter(gate: &dyn Gate, call: &Call) -> Entry {
+pub(crate) fn enter(gate: &dyn Gate, call: &Call, may_wait: bool) -> Entry {
     match gate.enter(call) {
-        Entry::Wait(ticket, at) if !call.may_wait() => {
+        Entry::Wait(ticket, at) if !may_wait => {
             gate.abandon(ticket);
             let refusal = Refusal::new(gate.name().to_owned(), Reason::Busy);
             Entry::Refused(match at {

@@ -70,6 +70,7 @@
 //! rarely shares. No lock is taken until something fails. Memory: 384 bytes per thread stripe (as many as cores, at most
 //! 16) for a time window, one byte per call for a count.
 
+mod keyed;
 mod state;
 mod tally;
 
@@ -145,7 +146,7 @@ pub struct BreakerCounts {
     pub would_refuse: u64,
 }
 
-type Listener = Box<dyn Fn(State, State) + Send + Sync>;
+type Listener = Arc<dyn Fn(State, State) + Send + Sync>;
 
 struct Shared {
     /// The state and its generation as one word, for the path that takes no lock. Written under the lock.
@@ -161,7 +162,7 @@ struct Shared {
     name: Name,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Rules {
     failure_rate: Option<f64>,
     slow_rate: Option<f64>,
@@ -320,7 +321,7 @@ impl BreakerBuilder {
 
     /// Called after each change of state with the old and the new one, once, by whoever caused it, with no lock held.
     pub fn on_change(mut self, listener: impl Fn(State, State) + Send + Sync + 'static) -> Self {
-        self.listener = Some(Box::new(listener));
+        self.listener = Some(Arc::new(listener));
         self
     }
 
@@ -721,6 +722,10 @@ impl Gate for CircuitBreaker {
             State::ForcedOpen => Reason::ForcedOpen,
         };
         Err(self.refusal(No { reason, at }, now))
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        self.look_at(call.now())
     }
 
     fn needs(&self) -> Needs {

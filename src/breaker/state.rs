@@ -91,6 +91,15 @@ impl Machine {
         self.generation
     }
 
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether the next period will be as long as the first.
+    pub(super) fn is_rested(&self) -> bool {
+        self.streak == 0
+    }
+
     /// The state as last noted. [`Machine::tick`] brings it up to date.
     pub(super) fn state(&self) -> State {
         match self.phase {
@@ -133,17 +142,13 @@ impl Machine {
 
     pub(super) fn admit(&mut self, now: Moment) -> Result<Admission, No> {
         self.tick(now);
+        if let Some(no) = self.look() {
+            return Err(no);
+        }
         let generation = self.generation;
         match &mut self.phase {
-            Phase::Closed => Ok(Admission { generation, probe: 0 }),
             Phase::ForcedClosed => Ok(UNCOUNTED),
-            Phase::ForcedOpen => Err(No { reason: Reason::ForcedOpen, at: Moment::NEVER }),
-            Phase::Open { until } => Err(No { reason: Reason::CircuitOpen, at: *until }),
             Phase::HalfOpen(half) => {
-                if half.good + half.bad + half.probes.len() as u32 >= self.settings.probes {
-                    let lease = half.probes.iter().map(|probe| probe.lease).min().unwrap_or(half.expires);
-                    return Err(No { reason: Reason::Probing, at: lease.min(half.expires) });
-                }
                 if half.expires == Moment::NEVER {
                     half.expires = now.plus_nanos(self.settings.half_open_for);
                 }
@@ -151,6 +156,21 @@ impl Machine {
                 self.next_probe += 1;
                 half.probes.push(Probe { id: probe, lease: now.plus_nanos(self.settings.lease) });
                 Ok(Admission { generation, probe })
+            }
+            _ => Ok(Admission { generation, probe: 0 }),
+        }
+    }
+
+    /// Why a call would not be let in, as of the last tick.
+    pub(super) fn look(&self) -> Option<No> {
+        match &self.phase {
+            Phase::Closed | Phase::ForcedClosed => None,
+            Phase::ForcedOpen => Some(No { reason: Reason::ForcedOpen, at: Moment::NEVER }),
+            Phase::Open { until } => Some(No { reason: Reason::CircuitOpen, at: *until }),
+            Phase::HalfOpen(half) if half.good + half.bad + (half.probes.len() as u32) < self.settings.probes => None,
+            Phase::HalfOpen(half) => {
+                let lease = half.probes.iter().map(|probe| probe.lease).min().unwrap_or(half.expires);
+                Some(No { reason: Reason::Probing, at: lease.min(half.expires) })
             }
         }
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod queue;
 pub(crate) mod rng;
+pub(crate) mod slab;
 pub(crate) mod sync;
 pub(crate) mod time;
 pub(crate) mod window;

@@ -39,11 +39,17 @@ impl<const KINDS: usize> Window<KINDS> {
     /// A window over `length`, which the caller has checked to be at least a millisecond.
     pub(crate) fn new(length: Duration) -> Self {
         let slice = nanos(length) / SLICES as u64;
+        Self::with(((1_u128 << 64) / u128::from(slice)) as u64)
+    }
+
+    /// An empty window over the same length.
+    pub(crate) fn another(&self) -> Self {
+        Self::with(self.multiplier)
+    }
+
+    fn with(multiplier: u64) -> Self {
         let stripe = || Stripe(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))));
-        Self {
-            stripes: (0..stripe_count()).map(|_| stripe()).collect(),
-            multiplier: ((1_u128 << 64) / u128::from(slice)) as u64,
-        }
+        Self { stripes: (0..stripe_count()).map(|_| stripe()).collect(), multiplier }
     }
 
     /// Counts one event of `kind`.
@@ -103,7 +109,8 @@ impl<const KINDS: usize> Window<KINDS> {
     }
 }
 
-fn stripe_count() -> usize {
+/// How many stripes keep threads apart: a power of two.
+pub(crate) fn stripe_count() -> usize {
     #[cfg(resile_loom)]
     return 1;
     #[cfg(not(resile_loom))]
@@ -118,7 +125,8 @@ fn stripe_count() -> usize {
 
 /// The stripe of this thread: threads are numbered as they come, so neighbours in time sit on different stripes.
 #[inline]
-fn stripe_index(stripes: usize) -> usize {
+/// The stripe of this thread, of so many.
+pub(crate) fn stripe_index(stripes: usize) -> usize {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     std::thread_local! {
         static OWN: Cell<usize> = const { Cell::new(usize::MAX) };

@@ -1,5 +1,7 @@
 //! The token bucket around its arithmetic: one word that callers change, and the queue of those who wait.
 
+mod keyed;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -264,6 +266,13 @@ impl TokenBucket {
         let mut faults = Faults::of("bucket");
         let new = check(&mut faults, rate, old.burst);
         faults.into_result()?;
+        self.set_pace(queue, new, now);
+        Ok(())
+    }
+
+    /// Has the pace changed under the lock, and the head of the queue look again.
+    fn set_pace(&self, queue: MutexGuard<'_, Queue>, new: Pace, now: Moment) {
+        let old = self.pace();
         let before = self.0.word.fetch_or(BUSY, AcqRel);
         self.0.multiplier.store(new.multiplier, Relaxed);
         self.0.shape.store(shape(new), Relaxed);
@@ -273,7 +282,6 @@ impl TokenBucket {
         let state = if state == before & STATE { state.saturating_sub(1) } else { state };
         self.0.word.store(before & WAITERS | state, Release);
         self.wake_head(queue);
-        Ok(())
     }
 
     #[inline]
@@ -378,16 +386,7 @@ impl TokenBucket {
             }
         };
         let give_up = now.plus_nanos(self.0.max_wait);
-        let reason = if !call.may_wait() {
-            Some(Reason::Busy)
-        } else if due > give_up.min(call.ends()) {
-            Some(Reason::TooLate)
-        } else if queue.len() >= self.0.max_queue {
-            Some(Reason::QueueFull)
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
+        if let Some(reason) = self.why_not_wait(call, due, give_up, queue.len()) {
             drop(queue);
             let refusal = Refusal::by(self.0.name.clone(), reason);
             return Entry::Refused(if due > now { refusal.after(due.since(now)) } else { refusal });
@@ -396,6 +395,19 @@ impl TokenBucket {
         let head = queue.is_empty();
         let key = queue.push(cost);
         Entry::Wait(Ticket::new(key.to_bits(), give_up.nanos()), head.then_some(due))
+    }
+
+    /// Why a call that would be served when it is due, behind so many others, is not to wait for it.
+    fn why_not_wait(&self, call: &Call, due: Moment, give_up: Moment, queued: u32) -> Option<Reason> {
+        if !call.may_wait() {
+            Some(Reason::Busy)
+        } else if due > give_up.min(call.ends()) {
+            Some(Reason::TooLate)
+        } else if queued >= self.0.max_queue {
+            Some(Reason::QueueFull)
+        } else {
+            None
+        }
     }
 
     /// Takes a waiter out, and tells whoever is first now.
@@ -425,6 +437,10 @@ impl Gate for TokenBucket {
     #[inline]
     fn leave(&self, pass: Pass, outcome: Outcome) {
         self.hear(&pass, &outcome);
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        self.look_at(call)
     }
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {

@@ -46,6 +46,7 @@
 //! the other's. Nothing detects that: set `max_wait` or a deadline. For calls per second there is
 //! [`TokenBucket`](crate::TokenBucket).
 
+mod keyed;
 mod word;
 
 #[cfg(all(test, resile_loom))]
@@ -386,6 +387,10 @@ impl Gate for Semaphore {
 
     fn abandon(&self, ticket: Ticket) {
         self.end_wait(self.0.queue.lock(), Key::from_bits(ticket.words()[0]), false);
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        self.look_at(call.cost())
     }
 
     fn needs(&self) -> Needs {

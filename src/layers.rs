@@ -1,0 +1,293 @@
+//! [`Layers`]: several limits on one call, taken all or none.
+//!
+//! A call that has to get past a limit per address, one per tenant and one for all would, with three gates in a row, pay
+//! at the first two and then be refused by the third. Layers ask first and take afterwards, so that a refusal costs
+//! nothing anywhere, and its advice is good for all of them.
+//!
+//! ```
+//! use std::time::Duration;
+//! use resile::{Keyed, Layers, Policy, TokenBucket};
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let per_tenant = Keyed::by("tenant", TokenBucket::per_second(1).burst(2)).build()?;
+//! let limits = Layers::new()
+//!     .layer("tenant", per_tenant.clone())
+//!     .layer("all", TokenBucket::per_second(2).burst(3))
+//!     .build()?;
+//! let policy = Policy::named("api").gate(limits.clone()).build()?;
+//! let call = |tenant: &'static str| policy.call().key("tenant", tenant).run(|| async { Ok::<_, ()>(()) });
+//!
+//! call("acme").await.unwrap();
+//! call("acme").await.unwrap();
+//! let error = call("acme").await.unwrap_err();
+//! assert_eq!(error.refusal().unwrap().gate(), "tenant");
+//! assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
+//!
+//! call("other").await.unwrap();
+//! let error = call("other").await.unwrap_err();
+//! assert_eq!(error.refusal().unwrap().gate(), "all");
+//! assert_eq!(per_tenant.with("other", TokenBucket::peek), Some(1), "a refusal costs nothing");
+//! # Ok(()) }
+//! ```
+//!
+//! # How it decides
+//!
+//! Each layer [looks](Gate::look) whether it would let the call in; then the call enters them in order. If one says no,
+//! nothing has been taken: the refusal has the name of the first layer that does, its reason, and the time after which
+//! all of them would say yes, if they know it. Looks and entering go by one reading of the clock.
+//!
+//! Between a look and the entering another call may take the last of something. Then what was taken in the layers before
+//! goes back as that of a call that [never started](Outcome::NotStarted): permits and probes always, tokens unless
+//! somebody has taken from the same bucket since. So under contention a refusal may, rarely, cost a token; never does a
+//! call get in without every layer, nor past the limit of any.
+//!
+//! Nobody waits here: a layer that would have the call wait refuses it. To wait for one limit, make that a gate of its
+//! own inside of the layers.
+//!
+//! A gate of your own that has no [`look`](Gate::look) says no only when it is entered.
+//!
+//! # Cost
+//!
+//! A look at each layer but the first and an entering of each; a lock that few threads share, to keep the passes. No
+//! allocation with up to four layers.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::call::Call;
+use crate::error::{ConfigError, Faults, Name, Refusal};
+use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
+use crate::guard::guarded;
+use crate::internal::slab::Slab;
+use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
+use crate::internal::window::{stripe_count, stripe_index};
+use crate::step;
+
+/// More limits than this on one call nobody can follow.
+const MOST_LAYERS: usize = 16;
+
+/// Several gates that a call enters all or none of; see the [module](self).
+///
+/// A cheap handle: clones share the gates.
+#[derive(Clone)]
+pub struct Layers(Arc<Shared>);
+
+struct Shared {
+    layers: Box<[Layer]>,
+    /// The passes of the layers, while a call is in. Threads keep to a stripe each.
+    stays: Box<[Mutex<Slab<Passes>>]>,
+    needs: Needs,
+    name: Name,
+}
+
+struct Layer {
+    name: Name,
+    gate: Box<dyn Gate>,
+    refused: AtomicU64,
+}
+
+type Passes = SmallVec<[[u64; 2]; 4]>;
+
+/// Settings of [`Layers`].
+#[must_use = "a builder does nothing until it is built"]
+pub struct LayersBuilder {
+    layers: Vec<Layer>,
+    faults: Faults,
+    name: Name,
+}
+
+impl LayersBuilder {
+    /// Adds a layer: a gate, or the builder of one. Refusals carry the name given here.
+    pub fn layer(mut self, name: impl Into<Cow<'static, str>>, gate: impl IntoGate) -> Self {
+        let name = Name::from(name.into());
+        match gate.into_gate() {
+            Ok(gate) => self.layers.push(Layer { name, gate: Box::new(gate), refused: AtomicU64::new(0) }),
+            Err(wrong) => self.faults.absorb(&format!("layer {}", name.as_str()), wrong),
+        }
+        self
+    }
+
+    /// The name in a drawn policy: `layers` unless said.
+    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = Name::from(name.into());
+        self
+    }
+
+    /// The layers.
+    ///
+    /// # Errors
+    ///
+    /// No layer or more than 16, and every wrong setting of their gates.
+    pub fn build(mut self) -> Result<Layers, ConfigError> {
+        let count = self.layers.len();
+        // A faulty layer is told as such.
+        if self.faults.is_empty() {
+            self.faults.check((1..=MOST_LAYERS).contains(&count), "layers", &count, "1 to 16");
+        }
+        self.faults.into_result()?;
+        Ok(Layers(Arc::new(Shared {
+            needs: self.layers.iter().map(|layer| layer.gate.needs()).max().unwrap_or(Needs::Nothing),
+            layers: self.layers.into(),
+            stays: (0..stripe_count()).map(|_| Mutex::new(Slab::new())).collect(),
+            name: self.name,
+        })))
+    }
+}
+
+impl IntoGate for LayersBuilder {
+    type Gate = Layers;
+
+    fn into_gate(self) -> Result<Layers, ConfigError> {
+        self.build()
+    }
+}
+
+guarded!(Layers, "pass", "passes");
+
+impl Layers {
+    /// Begins without any layer.
+    #[allow(clippy::new_ret_no_self, reason = "what is begun here is finished by `build`, as everywhere")]
+    pub const fn new() -> LayersBuilder {
+        LayersBuilder { layers: Vec::new(), faults: Faults::at("layers"), name: Name::Static("layers") }
+    }
+
+    /// How often each layer has refused a call, in their order.
+    pub fn refused(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.layers.iter().map(|layer| (layer.name.as_str(), layer.refused.load(Relaxed)))
+    }
+
+    /// The refusal of a call that this layer does not let in.
+    #[cold]
+    fn refuse(&self, layer: usize, refusal: Refusal) -> Entry {
+        let layer = &self.0.layers[layer];
+        layer.refused.fetch_add(1, Relaxed);
+        Entry::Refused(refusal.in_name_of(&layer.name))
+    }
+
+    /// One of the layers has looked and said no. The others are asked too, for the first of them and the latest time.
+    #[cold]
+    fn refuse_looked(&self, at: usize, refusal: Refusal, call: &Call) -> Entry {
+        let mut latest = refusal.retry_after();
+        let mut first = (at, refusal);
+        let layers = self.0.layers.iter().enumerate();
+        // Those between the first and this one have said yes.
+        for (place, layer) in layers.filter(|(place, _)| *place == 0 || *place > at) {
+            if let Err(other) = layer.gate.look(call) {
+                latest = latest.zip(other.retry_after()).map(|(a, b)| a.max(b));
+                if place < first.0 {
+                    first = (place, other);
+                }
+            }
+        }
+        let (place, refusal) = first;
+        self.refuse(place, refusal.coming_after(latest))
+    }
+
+    /// Enters the layers in order. What has been entered is left again if one says no or panics.
+    fn enter_all(&self, call: &Call) -> Result<Passes, (usize, Refusal)> {
+        let mut entered = Entered { layers: &self.0.layers, passes: Passes::new(), outcome: Outcome::NotStarted };
+        for (place, layer) in self.0.layers.iter().enumerate() {
+            match step::enter(&*layer.gate, call, false) {
+                Entry::Pass(pass) => entered.passes.push(pass.words()),
+                Entry::Refused(refusal) => return Err((place, refusal)),
+                Entry::Wait(..) => unreachable!("a gate was told not to let the call wait"),
+            }
+        }
+        Ok(std::mem::take(&mut entered.passes))
+    }
+
+    fn with_passes<R>(&self, pass: &Pass, with: impl FnOnce(&mut Slab<Passes>, u32) -> Option<R>) -> Option<R> {
+        let [place, turn] = pass.words();
+        let mut stays = self.0.stays.get((place >> 32) as usize)?.lock();
+        stays.at(place as u32, turn as u32)?;
+        with(&mut stays, place as u32)
+    }
+}
+
+/// The layers that were entered, from the first on: left from the last back, each, even if another panics.
+struct Entered<'a> {
+    layers: &'a [Layer],
+    passes: Passes,
+    outcome: Outcome,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if let Some([a, b]) = self.passes.pop() {
+            let layer = self.passes.len();
+            let rest = Entered { layers: self.layers, passes: std::mem::take(&mut self.passes), outcome: self.outcome };
+            self.layers[layer].gate.leave(Pass::new(a, b), self.outcome);
+            drop(rest);
+        }
+    }
+}
+
+impl Gate for Layers {
+    fn enter(&self, call: &Call) -> Entry {
+        // The first one is entered before the others are, so that it need not look before.
+        for (place, layer) in self.0.layers.iter().enumerate().skip(1) {
+            if let Err(refusal) = layer.gate.look(call) {
+                return self.refuse_looked(place, refusal, call);
+            }
+        }
+        match self.enter_all(call) {
+            Ok(passes) => {
+                let stripe = stripe_index(self.0.stays.len());
+                let (place, turn) = self.0.stays[stripe].lock().insert(passes);
+                Entry::Pass(Pass::new((stripe as u64) << 32 | u64::from(place), turn.into()))
+            }
+            Err((place, refusal)) => self.refuse(place, refusal),
+        }
+    }
+
+    fn leave(&self, pass: Pass, outcome: Outcome) {
+        if let Some(passes) = self.with_passes(&pass, Slab::remove) {
+            drop(Entered { layers: &self.0.layers, passes, outcome });
+        }
+    }
+
+    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+        let passes = self.with_passes(pass, |stays, place| stays.get_mut(place).cloned()).unwrap_or_default();
+        for (layer, [a, b]) in self.0.layers.iter().zip(passes) {
+            let still = layer.gate.still(&Pass::new(a, b), call);
+            still.map_err(|refusal| refusal.in_name_of(&layer.name))?;
+        }
+        Ok(())
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        for layer in &self.0.layers {
+            layer.gate.look(call).map_err(|refusal| refusal.in_name_of(&layer.name))?;
+        }
+        Ok(())
+    }
+
+    fn needs(&self) -> Needs {
+        self.0.needs
+    }
+
+    fn name(&self) -> &str {
+        self.0.name.as_str()
+    }
+}
+
+impl fmt::Debug for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Layers").field("name", &self.0.name).field("layers", &self.0.layers).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for LayersBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LayersBuilder").field("layers", &self.layers).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name.as_str(), self.gate.name())
+    }
+}
