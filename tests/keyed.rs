@@ -594,6 +594,14 @@ fn grants_that_race_drops_go_to_the_next() {
     assert_eq!((keyed.stats().pinned, keyed.with("a", Semaphore::in_use)), (0, Some(0)));
 }
 
+/// A key follows a change of plan at its next call.
+fn follow(bucket: &TokenBucket, its_rate: &mut u64, rate: u64) {
+    if *its_rate != rate {
+        bucket.set_rate(Rate::per_second(rate)).unwrap();
+        *its_rate = rate;
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Take(u64, u32),
@@ -642,11 +650,7 @@ proptest! {
                         .collect();
                     let before: Vec<Option<u32>> = (0..9_u64).map(|key| keyed.with(key, TokenBucket::peek)).collect();
                     let (own, its_rate) = model.entry(key).or_insert_with(|| (builder(rate).build().unwrap(), rate));
-                    // A key follows a change of plan at its next call.
-                    if *its_rate != rate {
-                        own.set_rate(Rate::per_second(rate)).unwrap();
-                        *its_rate = rate;
-                    }
+                    follow(own, its_rate, rate);
                     match keyed.try_take(key, tokens) {
                         Err(refusal) if refusal.reason() == Reason::KeySpaceFull => {
                             prop_assert!(!busy.contains(&key) && busy.len() == capacity as usize, "{key}: {busy:?}");
@@ -671,7 +675,9 @@ proptest! {
                     }
                 }
                 Op::Wait(key) if waiters.len() < 4 && model.get(&key).is_some_and(|(bucket, _)| bucket.peek() == 0) => {
-                    let mut pair = (Box::pin(keyed.of(key).acquire()), Box::pin(model[&key].0.acquire()));
+                    let (own, its_rate) = model.get_mut(&key).unwrap();
+                    follow(own, its_rate, rate);
+                    let mut pair = (Box::pin(keyed.of(key).acquire()), Box::pin(own.acquire()));
                     let flag = Flag::default();
                     let polled = (flag.poll(pair.0.as_mut()).is_pending(), flag.poll(pair.1.as_mut()).is_pending());
                     prop_assert_eq!(polled, (true, true));
