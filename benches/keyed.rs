@@ -200,7 +200,7 @@ fn times() {
     let mut criterion = Criterion::default().configure_from_args().warm_up_time(Duration::from_millis(500));
     let mut group = criterion.benchmark_group("keyed");
     group.sample_size(20).measurement_time(Duration::from_secs(1));
-    let rows: [(&str, fn() -> Lap); 6] = [
+    let rows: [laps::Row; 6] = [
         ("hot numbers", || take(HOT)),
         ("hot texts", take_text),
         ("million numbers", || take(MANY)),

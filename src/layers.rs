@@ -214,13 +214,27 @@ struct Entered<'a> {
     outcome: Outcome,
 }
 
+impl Entered<'_> {
+    fn leave(&mut self) {
+        while let Some([a, b]) = self.passes.pop() {
+            self.layers[self.passes.len()].gate.leave(Pass::new(a, b), self.outcome);
+        }
+    }
+}
+
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        if let Some([a, b]) = self.passes.pop() {
-            let layer = self.passes.len();
-            let rest = Entered { layers: self.layers, passes: std::mem::take(&mut self.passes), outcome: self.outcome };
-            self.layers[layer].gate.leave(Pass::new(a, b), self.outcome);
-            drop(rest);
+        /// Goes on with the layers further out if one of them panics.
+        struct Rest<'a, 'b>(&'a mut Entered<'b>);
+
+        impl Drop for Rest<'_, '_> {
+            fn drop(&mut self) {
+                self.0.leave();
+            }
+        }
+
+        if !self.passes.is_empty() {
+            Rest(self).0.leave();
         }
     }
 }

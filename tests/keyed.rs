@@ -75,7 +75,7 @@ async fn a_key_takes_the_same_room_whatever_its_length() {
     keyed.try_take(&longer, 1).unwrap();
     assert!(keyed.try_take(&huge, 1).is_err());
     assert_eq!((keyed.stats().live, keyed.stats().bytes), (2, before));
-    assert!(before / 1000 < 64, "{before}, the two sketches included");
+    assert!(before < 1000 * 38 + 6000, "{before}, the two sketches included");
     for top in keyed.most_refused(10) {
         assert!(matches!(top.key, Key::Text(text) if text.len() <= 46));
     }
@@ -525,7 +525,7 @@ async fn the_heaviest_and_the_most_refused_are_named() {
     let names = |keys: Vec<resile::TopKey>| keys.into_iter().map(|top| top.key).collect::<Vec<_>>();
     assert_eq!(names(keyed.heaviest(2)), [Key::from("heavy"), Key::from("medium")]);
     let heavy = &keyed.heaviest(1)[0];
-    assert!(heavy.count.abs_diff(40_000) <= heavy.error + 4 * 200 * 2, "{heavy:?}");
+    assert!(heavy.count.abs_diff(40_000) <= heavy.error + 5 * 8 * 200, "{heavy:?}");
     let refused = keyed.most_refused(5);
     assert_eq!((refused[0].count, refused[0].error), (2, 0));
     assert_eq!(names(refused), [Key::from("greedy"), Key::from(7_u32)]);
@@ -683,12 +683,11 @@ proptest! {
                     prop_assert_eq!(polled, (true, true));
                     waiters.push(pair);
                 }
-                Op::Wait(_) => {}
                 Op::Drop(which) if !waiters.is_empty() => {
                     let which = which % waiters.len();
                     drop(waiters.remove(which));
                 }
-                Op::Drop(_) => {}
+                Op::Wait(_) | Op::Drop(_) => {}
                 // Whoever waits has not been polled since, so it holds its key and takes nothing.
                 Op::Advance(millis) => clock.advance(ms(millis)),
                 Op::Rate(new) => {

@@ -183,11 +183,10 @@ impl<G: PerKey> Shared<G> {
             // Its settings may have changed.
             let epoch = self.epoch();
             let mut new = None;
-            let Some(cell) = shard.table.get_mut(slot) else { continue };
-            if cell.epoch != epoch {
+            if shard.table.mark(slot) != Some(epoch) {
                 match &asked {
                     Some((version, since)) if *since == epoch => {
-                        cell.epoch = epoch;
+                        shard.table.set_mark(slot, epoch);
                         new = Some(version.clone());
                     }
                     _ => {
@@ -196,12 +195,14 @@ impl<G: PerKey> Shared<G> {
                         continue;
                     }
                 }
-            } else if let Some(plan) = cell.version.changed() {
+            }
+            let Some(entry) = shard.table.get_mut(slot) else { continue };
+            if let Some(plan) = entry.version.changed().filter(|_| new.is_none()) {
                 new = Some(plan.version());
                 waste.keep_plan(plan);
             }
-            let new = new.filter(|new| !Arc::ptr_eq(new, &cell.version));
-            let inflated = cell.word & GATE != 0;
+            let new = new.filter(|new| !Arc::ptr_eq(new, &entry.version));
+            let inflated = entry.word & GATE != 0;
             if let Some(new) = &new {
                 shard.follow(slot, new.clone(), now, &mut waste);
             }
@@ -209,8 +210,9 @@ impl<G: PerKey> Shared<G> {
                 if let Some((slot, word)) = shard.take(id, key, cost, now, epoch) {
                     return Entry::Pass(word_pass(word, cost, number, slot));
                 }
-                let Some(cell) = shard.table.get(slot) else { continue };
-                if let Some((reason, due)) = cell.version.settings.word_refuse(cell.word, call, call.may_wait()) {
+                let Some(entry) = shard.table.get(slot) else { continue };
+                let no = entry.version.settings.word_refuse(entry.word, call, call.may_wait());
+                if let Some((reason, due)) = no {
                     shard.refused.add(id, key, 1);
                     drop(shard);
                     return Entry::Refused(self.refusal(reason, due, now));
@@ -430,14 +432,15 @@ impl<G: PerKey> Shared<G> {
             match shard.table.find(who.id) {
                 None => None,
                 Some(slot) => {
-                    let Some(cell) = shard.table.get(slot) else { return Ok(()) };
+                    let Some(entry) = shard.table.get(slot) else { return Ok(()) };
                     // Settings that have changed are for the one who enters.
-                    if cell.word & GATE != 0 {
+                    if entry.word & GATE != 0 {
                         shard.gate_of(slot)
-                    } else if cell.version.settings.word_take(cell.word, cost, now).is_some() {
+                    } else if entry.version.settings.word_take(entry.word, cost, now).is_some() {
                         return Ok(());
                     } else {
-                        let (reason, due) = cell.version.settings.word_refuse(cell.word, call, false).unwrap_or(BUSY);
+                        let no = entry.version.settings.word_refuse(entry.word, call, false);
+                        let (reason, due) = no.unwrap_or(BUSY);
                         shard.refused.add(who.id, who.key, 1);
                         drop(shard);
                         return Err(self.refusal(reason, due, now));

@@ -24,7 +24,7 @@
 //!
 //! | setting | default | why |
 //! | --- | --- | --- |
-//! | [`capacity`](KeyedBuilder::capacity) | 65,536 keys | 3 MiB of token buckets; choose the number of keys that can be busy at once |
+//! | [`capacity`](KeyedBuilder::capacity) | 65,536 keys | 2.5 MiB of token buckets; choose the number of keys that can be busy at once |
 //! | [`plans`](KeyedBuilder::plans) | the same settings for all | tariffs are yours to know |
 //! | [`overflow`](KeyedBuilder::overflow) | refuse | a shared gate is a choice: everybody new is limited together |
 //!
@@ -45,10 +45,10 @@
 //!
 //! # Keys
 //!
-//! A key is a number or a text of any length. Of it the table keeps 128 bits, made with a secret of the process: the
+//! A key is a number or a text of any length. Of it the table keeps 96 bits, made with a secret of the process: the
 //! number itself in other words, or two `SipHash`es of the text. So the memory of a key is the same whatever its length,
-//! whoever chooses keys cannot choose where they lie, and two of a million texts share an entry with a chance below
-//! 2^-80. An empty text is a key as any other. A call without the key is refused with [`Reason::NoKey`].
+//! whoever chooses keys cannot choose where they lie, and that any two of a million texts share an entry has a chance of
+//! 2^-57. An empty text is a key as any other. A call without the key is refused with [`Reason::NoKey`].
 //!
 //! # Settings per key, and while in use
 //!
@@ -63,15 +63,15 @@
 //! # Cost
 //!
 //! A decision on a known key hashes it, takes the lock of a part for a few dozen instructions, and allocates nothing. A
-//! token bucket's key takes 45 bytes, all of which are reserved when the table is built and touched as keys come; while
-//! somebody waits at a key it has a whole bucket in addition. Other gates take 90 bytes and what the gate itself takes,
-//! and two turns of the lock in and two out. Each part has two sketches of 6 KiB together.
+//! token bucket's key takes 38 bytes, all of which are reserved when the table is built and touched as keys come; while
+//! somebody waits at a key it has a whole bucket in addition. Other gates take 100 bytes and what the gate itself takes,
+//! and two turns of the lock in and two out. Each part has two sketches of 5 KiB together.
 //!
 //! # Why a table of our own
 //!
 //! Caches choose what to give up by how much it is used, and grow or give up something else when everything is pinned.
 //! Here the rule is a promise: nothing goes that is not as good as new, and there are never more than so many. No cache
-//! that we know of can be told so. And with the state inline a key takes a third of what a handle in a map does.
+//! that we know of can be told so. And with the state inline a key takes a quarter of what a handle in a map does.
 //!
 //! # Not for
 //!
@@ -173,10 +173,14 @@ impl<G: PerKey> KeyedBuilder<G> {
         let mut faults = Faults::of("keyed");
         let range = 1..=MOST_KEYS;
         faults.check(range.contains(&self.capacity), "capacity", &self.capacity, "1 to 268435456");
-        let plan = self.plan.map_err(|wrong| faults.absorb("each key", wrong)).ok();
-        let overflow = self.overflow.map(|gate| gate.map_err(|wrong| faults.absorb("overflow", wrong)).ok());
+        if let Err(wrong) = &self.plan {
+            faults.absorb("each key", wrong.clone());
+        }
+        if let Some(Err(wrong)) = &self.overflow {
+            faults.absorb("overflow", wrong.clone());
+        }
         faults.into_result()?;
-        let plan = plan.expect("without a plan there was a fault");
+        let (plan, overflow) = (self.plan?, self.overflow.transpose()?);
         let parts = 1 << (self.capacity / SMALLEST_PART).clamp(1, MOST_PARTS).ilog2();
         let shards = (0..parts).map(|part| {
             let more = u32::from(part < self.capacity % parts);
@@ -188,7 +192,7 @@ impl<G: PerKey> KeyedBuilder<G> {
             epoch: AtomicU64::new(0),
             plan,
             plans: self.plans,
-            overflow: overflow.flatten().map(Arc::new),
+            overflow: overflow.map(Arc::new),
             sweeper: AtomicU64::new(0),
             by: self.by,
             name: self.name.unwrap_or(Name::Static(self.by)),
@@ -308,6 +312,7 @@ impl<G: PerKey> Keyed<G> {
 
     /// Looks at about so many entries, going round, and gives up those that are as good as new: how many. A table does
     /// without; it makes [`live`](KeyedStats::live) tell the keys in use.
+    #[allow(clippy::must_use_candidate, reason = "what it does is the point")]
     pub fn sweep(&self, entries: u32) -> u32 {
         let Shared { shards, sweeper, .. } = &*self.0;
         let now = Moment::now();
@@ -343,8 +348,8 @@ impl<G: PerKey> Keyed<G> {
     /// The keys that took the most permits or tokens since the table was built, the heaviest first: at most so many, and
     /// 32 per part of the table.
     ///
-    /// They come from a Space-Saving sketch (Metwally, Agrawal, El Abbadi 2005) of one in 16 units: a count is off by
-    /// about `4 × √count` for that, and may be too high by what [`error`](TopKey::error) says, no more than 1/32 of what
+    /// They come from a Space-Saving sketch (Metwally, Agrawal, El Abbadi 2005) of one in 64 units: a count is off by
+    /// about `8 × √count` for that, and may be too high by what [`error`](TopKey::error) says, no more than 1/32 of what
     /// all keys of its part took.
     ///
     /// ```

@@ -23,15 +23,13 @@ pub(super) const GATE: u64 = 1 << 63;
 /// Counters of a sketch.
 const COUNTERS: usize = 32;
 /// One unit in so many is counted for the heaviest keys; of refusals each.
-const GAP: u32 = 16;
+const GAP: u32 = 64;
 
 /// What is kept of a key.
 pub(super) struct Cell<G> {
     /// The state of its gate, or where that gate is.
     pub(super) word: u64,
     pub(super) version: Arc<Version<G>>,
-    /// When it was last asked which plan the key has.
-    pub(super) epoch: u32,
 }
 
 /// A gate whose state does not fit in a word, at least not now.
@@ -73,6 +71,7 @@ pub(super) enum Rest<G> {
 }
 
 pub(super) struct Shard<G> {
+    /// The mark of an entry is when it was last asked which plan its key has.
     pub(super) table: Table<Cell<G>>,
     pub(super) gates: Slab<Full<G>>,
     pub(super) stays: Slab<Stay<G>>,
@@ -107,8 +106,11 @@ impl<G: PerKey> Shard<G> {
     #[inline]
     pub(super) fn take(&mut self, id: Id, key: KeyRef<'_>, cost: u32, now: Moment, epoch: u32) -> Option<(u32, u64)> {
         let slot = self.table.find(id)?;
+        if self.table.mark(slot)? != epoch {
+            return None;
+        }
         let cell = self.table.get_mut(slot)?;
-        if cell.word & GATE != 0 || cell.epoch != epoch || cell.version.is_retired() {
+        if cell.word & GATE != 0 || cell.version.is_retired() {
             return None;
         }
         cell.word = cell.version.settings.word_take(cell.word, cost, now)?;
@@ -119,7 +121,7 @@ impl<G: PerKey> Shard<G> {
 
     /// Adds an entry. The caller has checked that there is room.
     pub(super) fn insert(&mut self, id: Id, version: Arc<Version<G>>, epoch: u32, word: u64) -> u32 {
-        self.table.insert(id, Cell { word, version, epoch })
+        self.table.insert(id, epoch, Cell { word, version })
     }
 
     /// Has an entry work by other settings. A gate has to adopt them afterwards.

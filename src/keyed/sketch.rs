@@ -57,14 +57,16 @@ pub struct TopKey {
 
 #[derive(Clone, Copy, Debug)]
 struct Counter {
-    id: Id,
-    count: u64,
+    rest: u32,
     error: u64,
     key: Shown,
 }
 
+/// What is searched lies apart from the rest, so that a search stays within a few cache lines.
 #[derive(Debug)]
 pub(super) struct Sketch {
+    places: Vec<u64>,
+    counts: Vec<u64>,
     counters: Vec<Counter>,
     most: usize,
     gap: u32,
@@ -75,14 +77,21 @@ pub(super) struct Sketch {
 
 impl Sketch {
     pub(super) fn new(counters: usize, gap: u32) -> Self {
-        let mut sketch =
-            Self { counters: Vec::with_capacity(counters), most: counters, gap, left: 0, random: entropy() };
+        let mut sketch = Self {
+            places: Vec::with_capacity(counters),
+            counts: Vec::with_capacity(counters),
+            counters: Vec::with_capacity(counters),
+            most: counters,
+            gap,
+            left: 0,
+            random: entropy(),
+        };
         sketch.draw();
         sketch
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.most * size_of::<Counter>()
+        self.most * (size_of::<Counter>() + 2 * size_of::<u64>())
     }
 
     /// The distance to the next unit that counts: 1 to twice the gap less 1, so the gap on average.
@@ -104,25 +113,26 @@ impl Sketch {
     fn count(&mut self, id: Id, key: KeyRef<'_>, units: u32) {
         let drawn = u64::from(1 + (units - self.left) / self.gap);
         self.draw();
-        if units == 0 || self.most == 0 {
-            return;
-        }
         let weight = drawn * u64::from(self.gap);
-        let known = self.counters.iter_mut().find(|counter| counter.id == id);
-        if let Some(counter) = known {
-            counter.count = counter.count.saturating_add(weight);
-        } else if self.counters.len() < self.most {
-            self.counters.push(Counter { id, count: weight, error: 0, key: Shown::of(key) });
-        } else if let Some(least) = self.counters.iter_mut().min_by_key(|counter| counter.count) {
-            *least = Counter { id, count: least.count.saturating_add(weight), error: least.count, key: Shown::of(key) };
+        let place = self.places.iter().position(|place| *place == id.place);
+        if let Some(known) = place.filter(|place| self.counters[*place].rest == id.rest) {
+            self.counts[known] = self.counts[known].saturating_add(weight);
+        } else if self.places.len() < self.most {
+            self.places.push(id.place);
+            self.counts.push(weight);
+            self.counters.push(Counter { rest: id.rest, error: 0, key: Shown::of(key) });
+        } else if let Some((least, error)) = self.counts.iter().copied().enumerate().min_by_key(|(_, count)| *count) {
+            self.places[least] = id.place;
+            self.counts[least] = error.saturating_add(weight);
+            self.counters[least] = Counter { rest: id.rest, error, key: Shown::of(key) };
         }
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = TopKey> {
-        self.counters.iter().map(|Counter { count, error, key, .. }| TopKey {
-            key: key.to_key(),
+        self.counters.iter().zip(&self.counts).map(|(counter, count)| TopKey {
+            key: counter.key.to_key(),
             count: *count,
-            error: *error,
+            error: counter.error,
         })
     }
 }
