@@ -61,7 +61,6 @@ use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Refusal};
 use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
 use crate::guard::guarded;
-use crate::internal::slab::Slab;
 use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
 use crate::internal::window::{stripe_count, stripe_index};
 use crate::step;
@@ -78,7 +77,7 @@ pub struct Layers(Arc<Shared>);
 struct Shared {
     layers: Box<[Layer]>,
     /// The passes of the layers, while a call is in. Threads keep to a stripe each.
-    stays: Box<[Mutex<Slab<Passes>>]>,
+    stays: Box<[Mutex<Stays>]>,
     needs: Needs,
     name: Name,
 }
@@ -90,6 +89,43 @@ struct Layer {
 }
 
 type Passes = SmallVec<[[u64; 2]; 4]>;
+
+/// The passes of the calls that are in: as many words to each as there are layers. A place that is used again has
+/// another turn, so that an old number is not taken for a new one.
+#[derive(Default)]
+struct Stays {
+    words: Vec<[u64; 2]>,
+    turns: Vec<u32>,
+    free: Vec<u32>,
+}
+
+impl Stays {
+    fn insert(&mut self, passes: &[[u64; 2]]) -> (u32, u32) {
+        if let Some(place) = self.free.pop() {
+            let from = place as usize * passes.len();
+            self.words[from..from + passes.len()].copy_from_slice(passes);
+            return (place, self.turns[place as usize]);
+        }
+        self.words.extend_from_slice(passes);
+        self.turns.push(0);
+        (self.turns.len() as u32 - 1, 0)
+    }
+
+    /// The passes of a call, each of so many layers.
+    fn at(&self, [place, turn]: [u32; 2], layers: usize) -> Option<&[[u64; 2]]> {
+        let from = place as usize * layers;
+        self.words.get(from..from + layers).filter(|_| self.turns[place as usize] == turn)
+    }
+
+    fn remove(&mut self, [place, turn]: [u32; 2], layers: usize) -> Passes {
+        let passes = self.at([place, turn], layers).map(Passes::from_slice).unwrap_or_default();
+        if !passes.is_empty() {
+            self.turns[place as usize] = turn.wrapping_add(1);
+            self.free.push(place);
+        }
+        passes
+    }
+}
 
 /// Settings of [`Layers`].
 #[must_use = "a builder does nothing until it is built"]
@@ -131,7 +167,7 @@ impl LayersBuilder {
         Ok(Layers(Arc::new(Shared {
             needs: self.layers.iter().map(|layer| layer.gate.needs()).max().unwrap_or(Needs::Nothing),
             layers: self.layers.into(),
-            stays: (0..stripe_count()).map(|_| Mutex::new(Slab::new())).collect(),
+            stays: (0..stripe_count()).map(|_| Mutex::new(Stays::default())).collect(),
             name: self.name,
         })))
     }
@@ -187,7 +223,7 @@ impl Layers {
     }
 
     /// Enters the layers in order. What has been entered is left again if one says no or panics.
-    fn enter_all(&self, call: &Call) -> Result<Passes, (usize, Refusal)> {
+    fn enter_all(&self, call: &Call) -> Result<Pass, (usize, Refusal)> {
         let mut entered = Entered { layers: &self.0.layers, passes: Passes::new(), outcome: Outcome::NotStarted };
         for (place, layer) in self.0.layers.iter().enumerate() {
             match step::enter(&*layer.gate, call, false) {
@@ -196,14 +232,16 @@ impl Layers {
                 Entry::Wait(..) => unreachable!("a gate was told not to let the call wait"),
             }
         }
-        Ok(std::mem::take(&mut entered.passes))
+        let stripe = stripe_index(self.0.stays.len());
+        let (place, turn) = self.0.stays[stripe].lock().insert(&entered.passes);
+        entered.passes.clear();
+        Ok(Pass::new((stripe as u64) << 32 | u64::from(place), turn.into()))
     }
 
-    fn with_passes<R>(&self, pass: &Pass, with: impl FnOnce(&mut Slab<Passes>, u32) -> Option<R>) -> Option<R> {
+    /// Where a pass leads.
+    fn stay(&self, pass: &Pass) -> Option<(&Mutex<Stays>, [u32; 2])> {
         let [place, turn] = pass.words();
-        let mut stays = self.0.stays.get((place >> 32) as usize)?.lock();
-        stays.at(place as u32, turn as u32)?;
-        with(&mut stays, place as u32)
+        self.0.stays.get((place >> 32) as usize).map(|stays| (stays, [place as u32, turn as u32]))
     }
 }
 
@@ -248,24 +286,24 @@ impl Gate for Layers {
             }
         }
         match self.enter_all(call) {
-            Ok(passes) => {
-                let stripe = stripe_index(self.0.stays.len());
-                let (place, turn) = self.0.stays[stripe].lock().insert(passes);
-                Entry::Pass(Pass::new((stripe as u64) << 32 | u64::from(place), turn.into()))
-            }
+            Ok(pass) => Entry::Pass(pass),
             Err((place, refusal)) => self.refuse(place, refusal),
         }
     }
 
     fn leave(&self, pass: Pass, outcome: Outcome) {
-        if let Some(passes) = self.with_passes(&pass, Slab::remove) {
-            drop(Entered { layers: &self.0.layers, passes, outcome });
+        if let Some((stays, place)) = self.stay(&pass) {
+            let layers = &*self.0.layers;
+            let passes = stays.lock().remove(place, layers.len());
+            drop(Entered { layers, passes, outcome });
         }
     }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
-        let passes = self.with_passes(pass, |stays, place| stays.get_mut(place).cloned()).unwrap_or_default();
-        for (layer, [a, b]) in self.0.layers.iter().zip(passes) {
+        let Some((stays, place)) = self.stay(pass) else { return Ok(()) };
+        let layers = &*self.0.layers;
+        let passes = stays.lock().at(place, layers.len()).map(Passes::from_slice).unwrap_or_default();
+        for (layer, [a, b]) in layers.iter().zip(passes) {
             let still = layer.gate.still(&Pass::new(a, b), call);
             still.map_err(|refusal| refusal.in_name_of(&layer.name))?;
         }

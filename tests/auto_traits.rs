@@ -14,9 +14,10 @@ use std::time::Duration;
 use resile::run::Plain;
 use resile::{
     Acquire, Attempt, ByPolicy, ByResult, Call, CallBuilder, CircuitBreaker, ConfigError, Deadline, Entry, Erased,
-    Error, ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Jitter, Judged, Key, Limit, Moment, OneShot,
-    Outcome, Pass, Policy, PolicyBuilder, Priority, Rate, Reason, Refusal, Retry, RetryBudget, Run, Semaphore, State,
-    Stop, Ticket, Times, TokenBucket, Verdict,
+    Error, ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Jitter, Judged, Key, KeyRef, Keyed,
+    KeyedBuilder, KeyedStats, Layers, LayersBuilder, Limit, Moment, OneKey, OneShot, Outcome, Pass, Plan, Policy,
+    PolicyBuilder, Priority, Rate, Reason, Refusal, Retry, RetryBudget, Run, Semaphore, State, Stop, Ticket, Times,
+    TokenBucket, TopKey, Verdict,
 };
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +61,13 @@ fn handles_and_values_are_cloned_shared_and_kept_everywhere() {
     assert_value::<Semaphore>();
     assert_value::<CircuitBreaker>();
     assert_value::<TokenBucket>();
+    assert_value::<Keyed<TokenBucket>>();
+    assert_value::<OneKey<CircuitBreaker>>();
+    assert_value::<Plan<Semaphore>>();
+    assert_value::<Layers>();
+    assert_value::<KeyRef<'static>>();
+    assert_value::<KeyedStats>();
+    assert_value::<TopKey>();
     assert_value::<RetryBudget>();
     assert_value::<Retry>();
     assert_value::<Refusal>();
@@ -85,6 +93,8 @@ fn handles_and_values_are_cloned_shared_and_kept_everywhere() {
     assert_value::<ByPolicy>();
     assert_value::<Judged<'static, ByResult>>();
 
+    assert_shared::<KeyedBuilder<TokenBucket>>();
+    assert_shared::<LayersBuilder>();
     assert_shared::<PolicyBuilder>();
     assert_shared::<Error<()>>();
     assert_shared::<Erased>();
