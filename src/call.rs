@@ -207,6 +207,12 @@ impl Call {
         self.said.get_or_insert_default()
     }
 
+    pub(crate) fn set_key(&mut self, name: &'static str, value: Key) {
+        let keys = &mut self.said().keys;
+        keys.retain(|(key, _)| *key != name);
+        keys.push((name, value));
+    }
+
     pub(crate) fn watch(&mut self, source: &impl CancelSource) {
         let token = source.token().clone();
         self.said().cancels.push(Watch { token, wait: None });
@@ -466,9 +472,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
 
     /// Names what the call is about, for gates that work by key. A key given twice has the later value.
     pub fn key(mut self, name: &'static str, value: impl Into<Key>) -> Self {
-        let keys = &mut self.call.said().keys;
-        keys.retain(|(key, _)| *key != name);
-        keys.push((name, value.into()));
+        self.call.set_key(name, value.into());
         self
     }
 

@@ -38,6 +38,7 @@
 //! | [`TokenBucket`] | the peer allows so many calls per second |
 //! | [`Semaphore`] | the peer can do so many things at once |
 //! | [`Keyed`] | each tenant, user or peer is to have a gate of its own, in bounded memory |
+//! | [`Fair`] | many share one limit, and the backlog of one must not hold up the others |
 //! | [`Layers`] | several limits hold for one call, and a refusal by one must not be charged by the others |
 //! | [`Gate`] | you have a rule of admission of your own |
 //! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
@@ -90,6 +91,7 @@ pub mod breaker;
 mod call;
 mod error;
 mod ext;
+pub mod fair;
 pub mod gate;
 mod guard;
 mod internal;
@@ -118,6 +120,7 @@ pub use breaker::{BreakerBuilder, BreakerCounts, CircuitBreaker, State};
 pub use call::{Attempt, Call, CallBuilder, CancelSource, Deadline, Key, Priority};
 pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Refusal, Stop};
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
+pub use fair::{Fair, FairBuilder};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};
 pub use internal::time::Moment;
 pub use keyed::{KeyRef, Keyed, KeyedBuilder, KeyedStats, OneKey, PerKey, Plan, TopKey};

@@ -78,10 +78,10 @@ impl<'a> From<&'a Key> for KeyRef<'a> {
 }
 
 /// The id of a key. `place` says where it lies; `rest` tells it from others that lie there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Id {
-    pub(super) place: u64,
-    pub(super) rest: u32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Id {
+    pub(crate) place: u64,
+    pub(crate) rest: u32,
 }
 
 /// The rest of a number, whose place says all; a text has another bit set.
@@ -89,18 +89,18 @@ const NUMBER: u32 = 0;
 const TEXT: u32 = 1;
 
 /// What makes ids unforeseeable.
-pub(super) struct Secret {
+pub(crate) struct Secret {
     numbers: [u64; 3],
     texts: [RandomState; 2],
 }
 
 impl Secret {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { numbers: [entropy(), entropy(), entropy()], texts: [RandomState::new(), RandomState::new()] }
     }
 
     #[inline]
-    pub(super) fn id(&self, key: KeyRef<'_>) -> Id {
+    pub(crate) fn id(&self, key: KeyRef<'_>) -> Id {
         match key {
             KeyRef::Number(number) => {
                 let [a, b, c] = self.numbers;

@@ -100,10 +100,10 @@ use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
 use crate::internal::time::Moment;
 use crate::rate::TokenBucket;
 use enter::{STEPS, Shared, Who};
-use id::{Id, Secret};
 use shard::{Shard, Waste};
 
 pub use id::KeyRef;
+pub(crate) use id::{Id, Secret};
 pub use per_key::PerKey;
 pub use plan::Plan;
 pub use sketch::TopKey;
