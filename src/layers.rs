@@ -226,10 +226,9 @@ impl Layers {
     fn enter_all(&self, call: &Call) -> Result<Pass, (usize, Refusal)> {
         let mut entered = Entered { layers: &self.0.layers, passes: Passes::new(), outcome: Outcome::NotStarted };
         for (place, layer) in self.0.layers.iter().enumerate() {
-            match step::enter(&*layer.gate, call, false) {
+            match layer.gate.enter(call) {
                 Entry::Pass(pass) => entered.passes.push(pass.words()),
-                Entry::Refused(refusal) => return Err((place, refusal)),
-                Entry::Wait(..) => unreachable!("a gate was told not to let the call wait"),
+                entry => return Err((place, step::refuse(&*layer.gate, call, entry))),
             }
         }
         let stripe = stripe_index(self.0.stays.len());

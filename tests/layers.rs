@@ -83,7 +83,7 @@ async fn costs_and_keys_hold_at_each_layer() {
     let policy = Policy::named("api").gate(layers).build().unwrap();
     let call = |cost, user| {
         let call = policy.call().key("tenant", "acme").cost(cost);
-        let call = if user == "" { call } else { call.key("user", user) };
+        let call = if user.is_empty() { call } else { call.key("user", user) };
         let ran = call.run(|| async { Ok::<_, ()>(()) });
         async { ran.await.map_err(|error| error.refusal().map(|no| (no.gate().to_owned(), no.reason())).unwrap()) }
     };

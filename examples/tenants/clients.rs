@@ -1,5 +1,6 @@
 //! Who calls: honest tenants at their pace, and a flood as fast as it goes.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -95,7 +96,7 @@ async fn flood_connection(
         let mut expected = 0;
         for name in names.by_ref().take(PIPELINED as usize) {
             let path = if name % 2 == 0 { "orders" } else { "search" };
-            requests += &format!("GET /{path} HTTP/1.1\r\nhost: {server}\r\nx-tenant: made-up-{name}\r\n\r\n");
+            write!(requests, "GET /{path} HTTP/1.1\r\nhost: {server}\r\nx-tenant: made-up-{name}\r\n\r\n")?;
             expected += 1;
         }
         stream.write_all(requests.as_bytes()).await?;

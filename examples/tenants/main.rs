@@ -64,7 +64,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     println!(
         "decisions: {:.0} a second over HTTP, {:.2} million a second by the limits alone",
         server.seen() as f64 / lasted.as_secs_f64(),
-        limits.decisions_per_second() / 1e6
+        Limits::decisions_per_second()? / 1e6
     );
     let table = limits.tenants.stats();
     println!(
@@ -84,7 +84,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
 
     let path = chart_path();
-    chart::draw(&server.minutes(), &path).with_context(|| format!("cannot draw {}", path.display()))?;
+    chart::draw(&server.slices(), &path).with_context(|| format!("cannot draw {}", path.display()))?;
     println!("chart: {}", path.display());
     if flood.sent < FLOOD {
         println!("this machine was too slow for the whole flood");

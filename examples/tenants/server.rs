@@ -67,7 +67,7 @@ impl Server {
     }
 
     /// What became of the requests over time.
-    pub fn minutes(&self) -> Vec<Slice> {
+    pub fn slices(&self) -> Vec<Slice> {
         let count = |slice: &[AtomicU64; 3]| {
             let [honest, flood, refused] = slice.each_ref().map(|count| count.load(Relaxed));
             Slice { honest, flood, refused }

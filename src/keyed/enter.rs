@@ -132,7 +132,9 @@ impl<G: PerKey> Shared<G> {
     #[inline(never)]
     fn enter_slowly(&self, who: Who<'_>, call: &Call) -> Entry {
         let Who { id, key } = who;
-        let (number, now, cost) = (self.number(id), call.now(), call.cost());
+        let (number, cost) = (self.number(id), call.cost());
+        // Who needs no clock is not made to read it.
+        let now = if G::IN_A_WORD { call.now() } else { Moment::NEVER };
         let mut asked: Option<(Arc<Version<G>>, u32)> = None;
         let mut made: Option<Arc<G>> = None;
         for _ in 0..ROUNDS {
@@ -158,7 +160,7 @@ impl<G: PerKey> Shared<G> {
                     continue;
                 }
                 if shard.table.is_full() {
-                    let (after, evicted) = self.give_up(number, shard, (STEPS, 1), now, &mut waste);
+                    let (after, evicted) = self.give_up(number, shard, (STEPS, 1), call.now(), &mut waste);
                     shard = after;
                     if evicted == 0 {
                         shard.overflowed += 1;
@@ -207,7 +209,7 @@ impl<G: PerKey> Shared<G> {
                 shard.follow(slot, new.clone(), now, &mut waste);
             }
             if G::IN_A_WORD && !inflated {
-                if let Some((slot, word)) = shard.take(id, key, cost, now, epoch) {
+                if let Some(word) = shard.take_at(slot, id, key, cost, now) {
                     return Entry::Pass(word_pass(word, cost, number, slot));
                 }
                 let Some(entry) = shard.table.get(slot) else { continue };

@@ -113,10 +113,17 @@ impl<G: PerKey> Shard<G> {
         if cell.word & GATE != 0 || cell.version.is_retired() {
             return None;
         }
-        cell.word = cell.version.settings.word_take(cell.word, cost, now)?;
-        let word = cell.word;
+        self.take_at(slot, id, key, cost, now).map(|word| (slot, word))
+    }
+
+    /// The same of an entry that is known to be such.
+    #[inline]
+    pub(super) fn take_at(&mut self, slot: u32, id: Id, key: KeyRef<'_>, cost: u32, now: Moment) -> Option<u64> {
+        let cell = self.table.get_mut(slot)?;
+        let word = cell.version.settings.word_take(cell.word, cost, now)?;
+        cell.word = word;
         self.heavy.add(id, key, cost);
-        Some((slot, word))
+        Some(word)
     }
 
     /// Adds an entry. The caller has checked that there is room.
