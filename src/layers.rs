@@ -117,13 +117,13 @@ impl Stays {
         self.words.get(from..from + layers).filter(|_| self.turns[place as usize] == turn)
     }
 
-    fn remove(&mut self, [place, turn]: [u32; 2], layers: usize) -> Passes {
-        let passes = self.at([place, turn], layers).map(Passes::from_slice).unwrap_or_default();
-        if !passes.is_empty() {
+    /// Takes them out, into what is empty so far.
+    fn remove(&mut self, [place, turn]: [u32; 2], layers: usize, passes: &mut Passes) {
+        if let Some(found) = self.at([place, turn], layers) {
+            passes.extend_from_slice(found);
             self.turns[place as usize] = turn.wrapping_add(1);
             self.free.push(place);
         }
-        passes
     }
 }
 
@@ -293,8 +293,8 @@ impl Gate for Layers {
     fn leave(&self, pass: Pass, outcome: Outcome) {
         if let Some((stays, place)) = self.stay(&pass) {
             let layers = &*self.0.layers;
-            let passes = stays.lock().remove(place, layers.len());
-            drop(Entered { layers, passes, outcome });
+            let mut entered = Entered { layers, passes: Passes::new(), outcome };
+            stays.lock().remove(place, layers.len(), &mut entered.passes);
         }
     }
 

@@ -81,7 +81,7 @@ async fn costs_and_keys_hold_at_each_layer() {
     let (tenants, users) = (per("tenant", 10), per("user", 4));
     let layers = Layers::new().layer("tenant", tenants.clone()).layer("user", users.clone());
     let policy = Policy::named("api").gate(layers).build().unwrap();
-    let call = |cost, user| {
+    let call = |cost, user: &'static str| {
         let call = policy.call().key("tenant", "acme").cost(cost);
         let call = if user.is_empty() { call } else { call.key("user", user) };
         let ran = call.run(|| async { Ok::<_, ()>(()) });

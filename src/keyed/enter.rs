@@ -426,33 +426,37 @@ impl<G: PerKey> Shared<G> {
     }
 
     /// What [`enter`](Self::enter) would say to a call that doesn't want to wait. Changes nothing but the count of refusals.
+    /// Settings that have changed are for the one who enters.
+    #[inline]
     pub(super) fn look(&self, who: Who<'_>, call: &Call) -> Result<(), Refusal> {
-        let number = self.number(who.id);
-        let (cost, now) = (call.cost(), call.now());
-        let gate = {
-            let mut shard = self.shards[number as usize].lock();
-            match shard.table.find(who.id) {
-                None => None,
-                Some(slot) => {
-                    let Some(entry) = shard.table.get(slot) else { return Ok(()) };
-                    // Settings that have changed are for the one who enters.
-                    if entry.word & GATE != 0 {
-                        shard.gate_of(slot)
-                    } else if entry.version.settings.word_take(entry.word, cost, now).is_some() {
-                        return Ok(());
-                    } else {
-                        let no = entry.version.settings.word_refuse(entry.word, call, false);
-                        let (reason, due) = no.unwrap_or(BUSY);
-                        shard.refused.add(who.id, who.key, 1);
-                        drop(shard);
-                        return Err(self.refusal(reason, due, now));
-                    }
-                }
+        let shard = &self.shards[self.number(who.id) as usize];
+        if G::IN_A_WORD {
+            let (cost, now) = (call.cost(), call.now());
+            if shard.lock().would_take(who.id, cost, now) {
+                return Ok(());
             }
-        };
-        let looked = match gate {
-            Some(gate) => gate.look(call),
-            None => self.ask_plan(who.key).0.settings.look(call),
+        }
+        self.look_closely(who, call)
+    }
+
+    #[inline(never)]
+    fn look_closely(&self, who: Who<'_>, call: &Call) -> Result<(), Refusal> {
+        let mut shard = self.shards[self.number(who.id) as usize].lock();
+        let (mut no, mut gate) = (None, None);
+        if let Some(slot) = shard.table.find(who.id) {
+            gate = shard.gate_of(slot);
+            no = match shard.table.get(slot) {
+                Some(entry) if gate.is_none() => Some(entry.version.settings.word_refuse(entry.word, call, false)),
+                _ => None,
+            };
+        }
+        drop(shard);
+        let looked = match (no, gate) {
+            // It would be let in by now.
+            (Some(None), _) => Ok(()),
+            (Some(Some((reason, due))), _) => Err(self.refusal(reason, due, call.now())),
+            (None, Some(gate)) => gate.look(call),
+            (None, None) => self.ask_plan(who.key).0.settings.look(call),
         };
         looked.map_err(|refusal| {
             self.note_refused(who);

@@ -116,7 +116,15 @@ impl<G: PerKey> Shard<G> {
         self.take_at(slot, id, key, cost, now).map(|word| (slot, word))
     }
 
-    /// The same of an entry that is known to be such.
+    /// Whether [`take`](Self::take) would, as far as settings have not changed.
+    #[inline]
+    pub(super) fn would_take(&self, id: Id, cost: u32, now: Moment) -> bool {
+        let cell = self.table.find(id).and_then(|slot| self.table.get(slot));
+        let word = cell.filter(|cell| cell.word & GATE == 0);
+        word.is_some_and(|cell| cell.version.settings.word_take(cell.word, cost, now).is_some())
+    }
+
+    /// Takes from an entry that is known to be a word and to go by the settings of now.
     #[inline]
     pub(super) fn take_at(&mut self, slot: u32, id: Id, key: KeyRef<'_>, cost: u32, now: Moment) -> Option<u64> {
         let cell = self.table.get_mut(slot)?;
