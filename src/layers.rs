@@ -34,12 +34,14 @@
 //!
 //! Each layer [looks](Gate::look) whether it would let the call in; then the call enters them in order. If one says no,
 //! nothing has been taken: the refusal has the name of the first layer that does, its reason, and the time after which
-//! all of them would say yes, if they know it. Looks and entering go by one reading of the clock.
+//! all of them would say yes, if they know it. Looks and entering go by one reading of the clock. As long as the last 32
+//! calls were let in, the looks are left out.
 //!
-//! Between a look and the entering another call may take the last of something. Then what was taken in the layers before
-//! goes back as that of a call that [never started](Outcome::NotStarted): permits and probes always, tokens unless
-//! somebody has taken from the same bucket since. So under contention a refusal may, rarely, cost a token; never does a
-//! call get in without every layer, nor past the limit of any.
+//! So a no may come when layers before it have been entered: the first after a calm time, or when another call takes the
+//! last of something between a look and the entering. Then what was taken goes back as that of a call that
+//! [never started](Outcome::NotStarted): permits and probes always, tokens unless somebody else has taken from the same
+//! bucket in those nanoseconds; then they stay spent. Never does a call get in without every layer, nor past the limit of
+//! any, and while calls are refused one after another, refusals cost nothing.
 //!
 //! Nobody waits here: a layer that would have the call wait refuses it. To wait for one limit, make that a gate of its
 //! own inside of the layers.
@@ -48,8 +50,8 @@
 //!
 //! # Cost
 //!
-//! A look at each layer but the first and an entering of each; a lock that few threads share, to keep the passes. No
-//! allocation with up to four layers.
+//! An entering of each layer and, when calls are being refused, a look at each but the first; a lock that few threads
+//! share, to keep the passes. No allocation with up to four layers.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -67,6 +69,8 @@ use crate::step;
 
 /// More limits than this on one call nobody can follow.
 const MOST_LAYERS: usize = 16;
+/// After so many calls in a row that were let in, layers are entered without a look first.
+const CALM: u64 = 32;
 
 /// Several gates that a call enters all or none of; see the [module](self).
 ///
@@ -76,6 +80,8 @@ pub struct Layers(Arc<Shared>);
 
 struct Shared {
     layers: Box<[Layer]>,
+    /// How many calls have to be let in until it is calm. A hint: it may miss some.
+    wary: AtomicU64,
     /// The passes of the layers, while a call is in. Threads keep to a stripe each.
     stays: Box<[Mutex<Stays>]>,
     needs: Needs,
@@ -167,6 +173,7 @@ impl LayersBuilder {
         Ok(Layers(Arc::new(Shared {
             needs: self.layers.iter().map(|layer| layer.gate.needs()).max().unwrap_or(Needs::Nothing),
             layers: self.layers.into(),
+            wary: AtomicU64::new(0),
             stays: (0..stripe_count()).map(|_| Mutex::new(Stays::default())).collect(),
             name: self.name,
         })))
@@ -200,16 +207,17 @@ impl Layers {
     fn refuse(&self, layer: usize, refusal: Refusal) -> Entry {
         let layer = &self.0.layers[layer];
         layer.refused.fetch_add(1, Relaxed);
+        self.0.wary.store(CALM, Relaxed);
         Entry::Refused(refusal.in_name_of(&layer.name))
     }
 
-    /// One of the layers has looked and said no. The others are asked too, for the first of them and the latest time.
+    /// One of the layers has said no. The others that have not been asked are, for the first of them and the latest time.
     #[cold]
-    fn refuse_looked(&self, at: usize, refusal: Refusal, call: &Call) -> Entry {
+    fn refuse_and_ask(&self, at: usize, refusal: Refusal, call: &Call) -> Entry {
         let mut latest = refusal.retry_after();
         let mut first = (at, refusal);
         let layers = self.0.layers.iter().enumerate();
-        // Those between the first and this one have said yes.
+        // Those between the first and this one have said yes, the first perhaps not yet.
         for (place, layer) in layers.filter(|(place, _)| *place == 0 || *place > at) {
             if let Err(other) = layer.gate.look(call) {
                 latest = latest.zip(other.retry_after()).map(|(a, b)| a.max(b));
@@ -278,15 +286,24 @@ impl Drop for Entered<'_> {
 
 impl Gate for Layers {
     fn enter(&self, call: &Call) -> Entry {
-        // The first one is entered before the others are, so that it need not look before.
-        for (place, layer) in self.0.layers.iter().enumerate().skip(1) {
-            if let Err(refusal) = layer.gate.look(call) {
-                return self.refuse_looked(place, refusal, call);
+        let wary = self.0.wary.load(Relaxed);
+        if wary > 0 {
+            // The first one is entered before the others are, so that it need not look before.
+            for (place, layer) in self.0.layers.iter().enumerate().skip(1) {
+                if let Err(refusal) = layer.gate.look(call) {
+                    return self.refuse_and_ask(place, refusal, call);
+                }
             }
         }
         match self.enter_all(call) {
-            Ok(pass) => Entry::Pass(pass),
-            Err((place, refusal)) => self.refuse(place, refusal),
+            Ok(pass) => {
+                if wary > 0 {
+                    self.0.wary.store(wary - 1, Relaxed);
+                }
+                Entry::Pass(pass)
+            }
+            Err((place, refusal)) if wary > 0 => self.refuse(place, refusal),
+            Err((place, refusal)) => self.refuse_and_ask(place, refusal, call),
         }
     }
 

@@ -64,6 +64,27 @@ async fn the_refusal_names_the_first_and_waits_for_the_last() {
     assert!(enter(&layers).is_ok(), "L17: waiting as told suffices");
 }
 
+/// Calm or wary, a refusal says and costs the same.
+#[tokio::test(start_paused = true)]
+async fn the_first_refusal_after_a_calm_time_costs_nothing_either() {
+    for calls_before in [0, 5, 31, 32, 40] {
+        let (first, last) = (hourly(100), Semaphore::permits(1).build().unwrap());
+        let layers = Layers::new().layer("first", first.clone()).layer("last", last.clone()).build().unwrap();
+        let refused = |layers: &Layers| {
+            let held = last.try_acquire().unwrap();
+            let before = first.peek();
+            assert_eq!(enter(layers).unwrap_err(), ("last".into(), Reason::Busy, None));
+            assert_eq!((first.peek(), last.queued()), (before, 0));
+            drop(held);
+        };
+        refused(&layers);
+        (0..calls_before).for_each(|_| enter(&layers).unwrap().success());
+        refused(&layers);
+        refused(&layers);
+        assert_eq!(first.peek(), 100 - calls_before);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_does_not_know_when_leaves_the_advice_open() {
     let (bucket, semaphore) = (hourly(1), Semaphore::permits(1).build().unwrap());
@@ -172,7 +193,10 @@ async fn every_layer_hears_how_the_call_ended_inner_to_outer() {
     journal.assert_nested();
     assert_eq!(breaker.state(), State::Open);
     assert_eq!(enter(&layers).unwrap_err().1, Reason::CircuitOpen);
-    assert_eq!((journal.passages("outer").len(), journal.passages("inner").len()), (2, 2));
+    assert_eq!(journal.passages("inner").len(), 2);
+    // The refusal came after a calm time: the outer layer was entered, and left as if nothing had been.
+    let outer = journal.passages("outer");
+    assert_eq!((outer.len(), outer[2].outcome), (3, Outcome::NotStarted));
 }
 
 #[test]
