@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resile::{Policy, Semaphore, TokenBucket};
+use resile::{Drain, Policy, Semaphore, TokenBucket};
 use support::rounds::{Effort, Line, median, print_head, timed};
 use support::{World, laps};
 use tokio::runtime::Runtime;
@@ -28,6 +28,7 @@ fn main() {
     share(effort, "bucket", &support::only_gate(support::bucket()), None);
     share(effort, "semaphore", &support::only_gate(support::semaphore()), None);
     share(effort, "breaker", &support::only_gate(support::breaker()), None);
+    share(effort, "drain", &support::only_gate(Drain::new()), None);
     queue(effort);
     wait_for_tokens(effort);
 }

@@ -2,46 +2,49 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
 use futures::future::TryFuture;
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::cancel::CancelReason;
+use crate::context;
+use crate::error::{Cause, Limit};
+use crate::internal::seldom::Seldom;
 use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
 use crate::run::{Once, Plain, Run, WithCall};
+use crate::said::{self, Said};
+
+pub use crate::said::CancelSource;
 
 /// A call on its way in, as gates see it.
 pub struct Call {
     /// The clock as read in this poll, or `NEVER` while nobody has asked.
     now: Cell<Moment>,
     deadline: Moment,
-    said: Option<Box<Said>>,
+    /// Shared with the policy or the context that said it, until something is to be added.
+    said: Seldom<Arc<Said>>,
     attempt: u32,
     cost: u32,
-    priority: Priority,
+    priority: Option<Priority>,
     lane: u8,
-    /// Whether `deadline` still counts from the first poll.
-    relative: bool,
+    /// Where `deadline` comes from, but for the steps.
+    origin: Origin,
     patient: bool,
+    detached: bool,
 }
 
-/// What few callers say, kept out of the way of the many.
-#[derive(Default)]
-struct Said {
-    keys: Vec<(&'static str, Key)>,
-    cancels: Vec<Watch>,
-}
-
-/// A token and, once something was pending, the wait for it.
-struct Watch {
-    token: CancellationToken,
-    wait: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+/// Where the deadline of a call comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// From the caller, as a moment.
+    Caller,
+    /// From the caller, as a duration from the first poll, which is still to come.
+    FirstPoll,
+    Context,
 }
 
 impl Call {
@@ -50,21 +53,23 @@ impl Call {
         Self {
             now: Cell::new(Moment::NEVER),
             deadline: Moment::NEVER,
-            said: None,
+            said: Seldom::NONE,
             attempt: 1,
             cost: 1,
-            priority: Priority::Normal,
+            priority: None,
             lane: 0,
-            relative: false,
+            origin: Origin::Caller,
             patient: true,
+            detached: false,
         }
     }
 
-    /// A call that is one way of using a gate alone.
+    /// A call that is one way of using a gate alone: it inherits nothing, since it can end in a refusal only.
     pub(crate) fn alone(cost: u32, patient: bool) -> Self {
         let mut call = Self::new();
         call.cost = cost;
         call.patient = patient;
+        call.detached = true;
         call
     }
 
@@ -87,16 +92,19 @@ impl Call {
         self.cost
     }
 
-    /// How important the caller says the call is.
+    /// How important the caller says the call is, or the [context](crate::context).
     #[must_use]
     pub const fn priority(&self) -> Priority {
-        self.priority
+        match self.priority {
+            Some(priority) => priority,
+            None => Priority::Normal,
+        }
     }
 
-    /// The value that the caller gave for a key.
+    /// The value that the caller gave for a key, or the [context](crate::context).
     #[must_use]
     pub fn key(&self, name: &str) -> Option<&Key> {
-        self.said.as_ref()?.keys.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+        self.said.as_ref()?.key(name)
     }
 
     /// The earliest deadline on the way to here: [`Moment::NEVER`] if there is none.
@@ -135,14 +143,9 @@ impl Call {
         self.now.set(Moment::NEVER);
     }
 
-    #[inline(never)]
-    fn read_clock(&self) -> Moment {
-        self.refresh()
-    }
-
     /// Reads the clock whether or not this poll already has.
-    #[inline]
-    pub(crate) fn refresh(&self) -> Moment {
+    #[inline(never)]
+    pub(crate) fn read_clock(&self) -> Moment {
         let now = Moment::now();
         self.now.set(now);
         now
@@ -155,26 +158,51 @@ impl Call {
         (now != Moment::NEVER).then_some(now)
     }
 
-    /// Turns a deadline that was given as a duration into a moment, at the first poll.
+    /// At the first poll: turns a deadline that was given as a duration into a moment, and inherits from the policy and
+    /// the context.
     #[inline]
-    pub(crate) fn start(&mut self) {
-        if self.relative {
-            self.relative = false;
+    pub(crate) fn start(&mut self, said: Option<&Arc<Said>>) {
+        if self.origin == Origin::FirstPoll {
+            self.origin = Origin::Caller;
             self.deadline = self.now().plus_nanos(self.deadline.nanos());
+        }
+        if said.is_some() {
+            said::add(&mut self.said, said);
+        }
+        if context::is_present() {
+            self.inherit();
         }
     }
 
-    /// Narrows the deadline to that of a step, and returns what it was before.
-    #[inline]
-    pub(crate) fn narrow(&mut self, limit: u64) -> u64 {
-        let before = self.deadline;
-        self.deadline = before.min(self.now().plus_nanos(limit));
-        before.nanos()
+    #[cold]
+    fn inherit(&mut self) {
+        if self.detached {
+            return;
+        }
+        context::with(|context| {
+            if context.ends() < self.deadline {
+                (self.deadline, self.origin) = (context.ends(), Origin::Context);
+            }
+            self.priority = self.priority.or(context.get_priority());
+            said::add(&mut self.said, context.said());
+        });
     }
 
+    /// The limit that has passed if it was that of no step.
+    pub(crate) fn limit(&self) -> Limit {
+        if self.origin == Origin::Context { Limit::Context } else { Limit::Caller }
+    }
+
+    /// Narrows the deadline to that of a step, or widens it to what it was before.
     #[inline]
-    pub(crate) fn widen(&mut self, before: u64) {
-        self.deadline = Moment::from_nanos(before);
+    pub(crate) fn set_end(&mut self, deadline: Moment) {
+        self.deadline = deadline;
+    }
+
+    /// Whether the caller has set nothing that could end it.
+    #[inline]
+    pub(crate) fn is_bare(&self) -> bool {
+        self.deadline == Moment::NEVER && self.said.is_none()
     }
 
     pub(crate) fn next_attempt(&mut self) {
@@ -188,56 +216,41 @@ impl Call {
     /// Whether the caller has cancelled, without waiting for it.
     #[inline]
     pub(crate) fn is_cancelled(&self) -> bool {
-        match &self.said {
+        match &*self.said {
             None => false,
-            Some(said) => said.cancels.iter().any(|watch| watch.token.is_cancelled()),
+            Some(said) => said.is_cancelled(),
         }
     }
 
     /// Whether the caller has cancelled; if not, the task is woken when it does.
     #[inline]
     pub(crate) fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
-        match &mut self.said {
+        match &mut *self.said {
             None => false,
-            Some(said) => said.cancels.iter_mut().any(|watch| watch.poll(cx)),
+            Some(said) => said::poll_cancelled(said, cx),
         }
     }
 
-    fn said(&mut self) -> &mut Said {
-        self.said.get_or_insert_default()
+    /// What a call that is cancelled has ended by.
+    pub(crate) fn cancelled(&self) -> Cause {
+        let reason = self.said.as_ref().and_then(|said| said.cancel_reason()).unwrap_or_default();
+        // A scope cancels its children at the deadline that they inherit from it: whichever they notice first, it is one.
+        if reason == CancelReason::Deadline && self.origin == Origin::Context && self.deadline <= Moment::now() {
+            return Cause::TimedOut(Limit::Context);
+        }
+        Cause::Cancelled(reason)
     }
 
     pub(crate) fn set_key(&mut self, name: &'static str, value: Key) {
-        let keys = &mut self.said().keys;
-        keys.retain(|(key, _)| *key != name);
-        keys.push((name, value));
+        said::own(&mut self.said).set_key(name, value);
     }
 
     pub(crate) fn watch(&mut self, source: &impl CancelSource) {
-        let token = source.token().clone();
-        self.said().cancels.push(Watch { token, wait: None });
+        said::own(&mut self.said).watch(source);
     }
-}
 
-/// Inline, so that a call about which nothing was said is dropped without a call.
-impl Drop for Call {
-    #[inline]
-    fn drop(&mut self) {
-        #[cold]
-        fn forget(said: Box<Said>) {
-            drop(said);
-        }
-        if let Some(said) = self.said.take() {
-            forget(said);
-        }
-    }
-}
-
-impl Watch {
-    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let wait = self.wait.get_or_insert_with(|| Box::pin(self.token.clone().cancelled_owned()));
-        // Like the timer, outside of the cooperative budget: a greedy operation can't hide a cancellation.
-        Pin::new(&mut tokio::task::unconstrained(wait.as_mut())).poll(cx).is_ready()
+    pub(crate) fn detach(&mut self) {
+        self.detached = true;
     }
 }
 
@@ -247,17 +260,17 @@ impl fmt::Debug for Call {
             .field("attempt", &self.attempt)
             .field("deadline", &self.deadline)
             .field("cost", &self.cost)
-            .field("priority", &self.priority)
-            .field("keys", &self.said.as_ref().map_or(&[][..], |said| &said.keys))
+            .field("priority", &self.priority())
+            .field("keys", &self.said.as_ref().map_or(&[][..], |said| said.keys()))
             .finish_non_exhaustive()
     }
 }
 
-fn instant(deadline: Moment) -> Option<Instant> {
+pub(crate) fn instant(deadline: Moment) -> Option<Instant> {
     if deadline == Moment::NEVER { None } else { deadline.to_instant() }
 }
 
-fn remaining(deadline: Moment, now: impl FnOnce() -> Moment) -> Duration {
+pub(crate) fn remaining(deadline: Moment, now: impl FnOnce() -> Moment) -> Duration {
     if deadline == Moment::NEVER { Duration::MAX } else { deadline.since(now()) }
 }
 
@@ -395,6 +408,16 @@ enum When {
     At(Moment),
 }
 
+impl Deadline {
+    /// The moment, for those who have no first poll: a duration counts from now.
+    pub(crate) fn counted_now(self) -> Moment {
+        match self.0 {
+            When::After(after) => Moment::now() + after,
+            When::At(at) => at,
+        }
+    }
+}
+
 impl From<Duration> for Deadline {
     fn from(after: Duration) -> Self {
         Self(When::After(after))
@@ -413,21 +436,10 @@ impl From<std::time::Instant> for Deadline {
     }
 }
 
-/// Something that can cancel a call. tokio-util's [`CancellationToken`] is one.
-pub trait CancelSource: sealed::Sealed {
-    #[doc(hidden)]
-    fn token(&self) -> &CancellationToken;
-}
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-impl sealed::Sealed for CancellationToken {}
-
-impl CancelSource for CancellationToken {
-    fn token(&self) -> &CancellationToken {
-        self
+/// As [`Call::deadline`] and [`Attempt::deadline`] tell it: `None` is no deadline.
+impl From<Option<Instant>> for Deadline {
+    fn from(at: Option<Instant>) -> Self {
+        Self(When::At(at.map_or(Moment::NEVER, Moment::from)))
     }
 }
 
@@ -482,9 +494,9 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
-    /// How important the call is: [`Priority::Normal`] unless said.
+    /// How important the call is: as the [context](crate::context) says unless said, else [`Priority::Normal`].
     pub const fn priority(mut self, priority: Priority) -> Self {
-        self.call.priority = priority;
+        self.call.priority = Some(priority);
         self
     }
 
@@ -493,9 +505,9 @@ impl<P: Steps, C> CallBuilder<P, C> {
     /// Of a deadline and a policy's timeout the earlier one wins. When it is the caller's that passes, gates hear that
     /// the call was abandoned, which is no failure of the peer.
     pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
-        (self.call.deadline, self.call.relative) = match deadline.into().0 {
-            When::After(after) => (Moment::from_nanos(crate::internal::time::nanos(after)), true),
-            When::At(at) => (at, false),
+        (self.call.deadline, self.call.origin) = match deadline.into().0 {
+            When::After(after) => (Moment::from_nanos(crate::internal::time::nanos(after)), Origin::FirstPoll),
+            When::At(at) => (at, Origin::Caller),
         };
         self
     }
@@ -505,6 +517,28 @@ impl<P: Steps, C> CallBuilder<P, C> {
     /// A call whose operation is ready in the same poll succeeds all the same.
     pub fn cancel_on(mut self, source: &impl CancelSource) -> Self {
         self.call.watch(source);
+        self
+    }
+
+    /// Has the call inherit nothing from the [context](crate::context) of the task: for what must go on although the
+    /// request is over.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use resile::Policy;
+    /// use resile::context::{self, Context};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("audit").build()?;
+    /// context::scope(Context::new().deadline(Duration::from_millis(10)), async {
+    ///     let written = policy.call().detached().run_with(|call| async move { Ok::<_, ()>(call.remaining()) });
+    ///     assert_eq!(written.await.unwrap(), Duration::MAX);
+    /// })
+    /// .await;
+    /// # Ok(()) }
+    /// ```
+    pub const fn detached(mut self) -> Self {
+        self.call.detached = true;
         self
     }
 
@@ -526,7 +560,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
         O: FnMut() -> F,
         F: TryFuture,
     {
-        Run::new(self.policy, self.judge, self.call, Plain(operation), None)
+        self.run_as(Plain(operation), None)
     }
 
     /// Runs an operation that sees its call; see [`Policy::run_with`].
@@ -536,13 +570,18 @@ impl<P: Steps, C> CallBuilder<P, C> {
         O: FnMut(Attempt) -> F,
         F: TryFuture,
     {
-        Run::new(self.policy, self.judge, self.call, WithCall(operation), None)
+        self.run_as(WithCall(operation), None)
     }
 
     /// Runs a future that cannot be made twice; see [`Policy::run_once`].
     #[inline]
     pub fn run_once<F: TryFuture>(self, future: F) -> Run<P, Once, F, C> {
-        Run::new(self.policy, self.judge, self.call, Once, Some(future))
+        self.run_as(Once, Some(future))
+    }
+
+    #[inline]
+    fn run_as<O, F: TryFuture>(self, make: O, operation: Option<F>) -> Run<P, O, F, C> {
+        Run::new(self.policy, self.judge, self.call, make, operation)
     }
 }
 

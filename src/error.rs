@@ -2,15 +2,18 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::cancel::CancelReason;
 
 /// Nanoseconds that stand for "not known".
 const UNKNOWN: u64 = u64::MAX;
 
 /// Why a call did not succeed, with the operation's own error kept.
 ///
-/// The error tells the four ways to fail apart ([`Error::kind`]), counts the attempts, and hands the operation's last
+/// The error tells the ways to fail apart ([`Error::kind`]), counts the attempts, and hands the operation's last
 /// error back, also when the call ended by a timeout or an empty budget. It puts no bound on `E`; where `E` is an
 /// error, so is this, and its source is the operation's.
 ///
@@ -42,17 +45,22 @@ pub struct Error<E> {
 #[derive(Clone, Debug)]
 pub(crate) enum Cause {
     Failed,
+    /// With the message of the panic.
+    Panicked(Arc<str>),
     TimedOut(Limit),
     Refused(Refusal),
-    Cancelled,
+    Cancelled(CancelReason),
 }
 
-/// The four ways a call can fail.
+/// The ways a call can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The operation failed, and was not (or no longer) tried again.
     Failed,
+    /// The operation panicked on a thread of its own, as an [offloaded](crate::blocking) one does. A panic on the
+    /// caller's thread goes on unwinding instead.
+    Panicked,
     /// A time limit of the policy or of the caller passed.
     TimedOut,
     /// A gate did not let the call in.
@@ -74,6 +82,8 @@ pub enum Limit {
     },
     /// The deadline that the caller gave with the call.
     Caller,
+    /// The deadline of the request being served, from the [context](crate::context) of the task.
+    Context,
 }
 
 impl fmt::Display for Limit {
@@ -81,11 +91,15 @@ impl fmt::Display for Limit {
         match self {
             Self::Step { step, limit } => write!(f, "the limit of {limit:?} at step {step}"),
             Self::Caller => f.write_str("the caller's deadline"),
+            Self::Context => f.write_str("the deadline of the request"),
         }
     }
 }
 
-/// Why a failed operation was not tried again.
+/// Why there was no further attempt.
+///
+/// It is told where there is an error to tell it: when attempts end on an `Ok` that was judged bad, the caller gets that
+/// `Ok` and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stop {
@@ -93,7 +107,7 @@ pub enum Stop {
     NoRetry,
     /// The verdict said that another try won't help, or a refusal or a limit was final.
     Final,
-    /// `max_attempts` were made, or the backoff had no further delay.
+    /// `max_attempts` were made, the backoff had no further delay, or a gate refused a thousand times.
     Attempts,
     /// The next attempt would have begun after `max_elapsed`.
     Elapsed,
@@ -118,14 +132,15 @@ impl<E> Error<E> {
         self
     }
 
-    /// Which of the four ways it was.
+    /// Which of the ways it was.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self.cause {
             Cause::Failed => ErrorKind::Failed,
+            Cause::Panicked(_) => ErrorKind::Panicked,
             Cause::TimedOut(_) => ErrorKind::TimedOut,
             Cause::Refused(_) => ErrorKind::Refused,
-            Cause::Cancelled => ErrorKind::Cancelled,
+            Cause::Cancelled(_) => ErrorKind::Cancelled,
         }
     }
 
@@ -147,6 +162,15 @@ impl<E> Error<E> {
         self.kind() == ErrorKind::Cancelled
     }
 
+    /// The message of the panic, if that is how the call ended.
+    #[must_use]
+    pub fn panic_message(&self) -> Option<&str> {
+        match &self.cause {
+            Cause::Panicked(message) => Some(message),
+            _ => None,
+        }
+    }
+
     /// The time limit that passed, if that is how the call ended.
     #[must_use]
     pub fn limit(&self) -> Option<Limit> {
@@ -161,6 +185,15 @@ impl<E> Error<E> {
     pub fn refusal(&self) -> Option<&Refusal> {
         match &self.cause {
             Cause::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// Why the call was cancelled, if that is how it ended: [`CancelReason::Unspecified`] if nobody said.
+    #[must_use]
+    pub fn cancel_reason(&self) -> Option<&CancelReason> {
+        match &self.cause {
+            Cause::Cancelled(reason) => Some(reason),
             _ => None,
         }
     }
@@ -248,6 +281,36 @@ impl<E> Error<E> {
     }
 }
 
+impl<E> Error<Error<E>> {
+    /// Makes one error of two, for an operation that ends in an [`Error`] itself: what an inner policy or an
+    /// [offloaded](crate::blocking) job ended in, if that is why the call failed, and otherwise what ended the call.
+    /// Attempts, time and [`Stop`] are the outer call's.
+    ///
+    /// ```
+    /// use resile::{ErrorKind, Policy, Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let full = Semaphore::permits(1).max_queue(0).build()?;
+    /// let inner = Policy::named("inner").gate(full.clone()).build()?;
+    /// let outer = Policy::named("outer").build()?;
+    ///
+    /// let _held = full.try_acquire()?;
+    /// let error = outer.run(|| inner.run(|| async { Ok::<_, std::io::Error>(42) })).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Failed);
+    /// let error = error.flatten();
+    /// assert_eq!(error.refusal().unwrap().reason(), Reason::QueueFull);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn flatten(self) -> Error<E> {
+        let Self { last, cause, hint, elapsed, attempts, stop } = self;
+        match (cause, last) {
+            (Cause::Failed, Some(inner)) => Error { elapsed, attempts, stop, ..inner },
+            (cause, inner) => Error { last: inner.and_then(|inner| inner.last), cause, hint, elapsed, attempts, stop },
+        }
+    }
+}
+
 fn known(nanos: u64) -> Option<Duration> {
     (nanos != UNKNOWN).then_some(Duration::from_nanos(nanos))
 }
@@ -279,10 +342,12 @@ impl<E> fmt::Display for Error<E> {
                     Stop::Budget => " and the retry budget is empty",
                 })
             }
+            Cause::Panicked(message) => write!(f, "the operation panicked in attempt {attempts}: {message}"),
             Cause::TimedOut(limit) if attempts == 0 => write!(f, "timed out before the first attempt: {limit} passed"),
             Cause::TimedOut(limit) => write!(f, "timed out in attempt {attempts}: {limit} passed"),
             Cause::Refused(refusal) => fmt::Display::fmt(refusal, f),
-            Cause::Cancelled => f.write_str("cancelled by the caller"),
+            Cause::Cancelled(CancelReason::Unspecified) => f.write_str("cancelled by the caller"),
+            Cause::Cancelled(reason) => write!(f, "cancelled: {reason}"),
         }
     }
 }
@@ -330,6 +395,12 @@ impl Name {
             Self::Static(name) => name,
             Self::Shared(name) => name,
         }
+    }
+}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -407,6 +478,8 @@ pub enum Reason {
     KeySpaceFull,
     /// The gate works by this key, and the call has none of that name.
     NoKey(&'static str),
+    /// The service takes no more work: it is shutting down.
+    Draining,
     /// A reason of a gate of your own.
     Other(&'static str),
 }
@@ -425,6 +498,7 @@ impl fmt::Display for Reason {
             Self::Closed => "it is closed",
             Self::KeySpaceFull => "there is no room for another key",
             Self::NoKey(key) => return write!(f, "the call has no key {key:?}"),
+            Self::Draining => "it takes no more work",
             Self::Other(reason) => reason,
         })
     }

@@ -11,16 +11,17 @@ use pin_project::pin_project;
 use smallvec::SmallVec;
 
 use crate::call::{Call, CancelSource};
+use crate::cut::{CutShort, OnCancel};
 use crate::error::Error;
-use crate::gate::{Gate, Needs};
+use crate::gate::Gate;
 use crate::policy::{Steps, sealed};
 use crate::run::{Once, Run};
-use crate::step::Step;
+use crate::step::{Outline, Step};
 use crate::verdict::ByResult;
 
 /// Limits, gates and cancellation for any future of a `Result`, without a [`Policy`](crate::Policy).
 ///
-/// Each method wraps what stands before it, and all of them together make one flat future with one
+/// Each method but [`on_cancel`](FutureExt::on_cancel) wraps what stands before it, and all of them together make one flat future with one
 /// [`Error`](crate::Error). The future is polled once to its end, so there is no retry. A future whose output is no
 /// `Result` goes through [`infallible`] first.
 ///
@@ -35,24 +36,61 @@ use crate::verdict::ByResult;
 /// assert_eq!(rows, [1, 2]);
 /// # Ok(()) }
 /// ```
-pub trait FutureExt: TryFuture + Sized {
+pub trait FutureExt: Future + Sized {
     /// Limits the time from the first poll on; see [`PolicyBuilder::timeout`](crate::PolicyBuilder::timeout).
-    fn within(self, limit: Duration) -> OneShot<Self> {
+    fn within(self, limit: Duration) -> OneShot<Self>
+    where
+        Self: TryFuture,
+    {
         OneShot::new(self).within(limit)
     }
 
     /// Passes a gate first.
-    fn through<G: Gate + Clone>(self, gate: &G) -> OneShot<Self> {
+    fn through<G: Gate + Clone>(self, gate: &G) -> OneShot<Self>
+    where
+        Self: TryFuture,
+    {
         OneShot::new(self).through(gate)
     }
 
     /// Ends when the token is cancelled; see [`CallBuilder::cancel_on`](crate::CallBuilder::cancel_on).
-    fn cancelled_by(self, source: &impl CancelSource) -> OneShot<Self> {
+    fn cancelled_by(self, source: &impl CancelSource) -> OneShot<Self>
+    where
+        Self: TryFuture,
+    {
         OneShot::new(self).cancelled_by(source)
+    }
+
+    /// Runs `tell` if the future is dropped before it is ready: after it is gone, also if it was never polled. Any future
+    /// will do, it need not be of a `Result`.
+    ///
+    /// It is not run when the future is ready, nor when it panics. It must be short and must not block, since it runs
+    /// wherever the future happens to be dropped, perhaps outside of a runtime; what takes longer belongs in a task.
+    ///
+    /// # Panics
+    ///
+    /// A panic in `tell` comes out of the drop. While another panic unwinds, as when the future's own drop has panicked,
+    /// that aborts the process.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use resile::FutureExt;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let query = std::future::pending::<Result<(), &str>>().on_cancel(|cut| {
+    ///     assert!(cut.was_polled());
+    ///     assert_eq!(cut.elapsed(), Duration::from_millis(20));
+    ///     println!("the query was cut short after {:?}", cut.elapsed());
+    /// });
+    /// assert!(query.within(Duration::from_millis(20)).await.is_err());
+    /// # }
+    /// ```
+    fn on_cancel<C: FnOnce(CutShort)>(self, tell: C) -> OnCancel<Self, C> {
+        OnCancel::new(self, tell)
     }
 }
 
-impl<F: TryFuture> FutureExt for F {}
+impl<F: Future> FutureExt for F {}
 
 /// A future with limits and gates around it; from [`FutureExt`].
 ///
@@ -70,7 +108,7 @@ pub struct OneShot<F: TryFuture> {
 #[derive(Debug)]
 pub struct FewSteps {
     steps: SmallVec<[Step; 4]>,
-    needs: Needs,
+    outline: Outline,
 }
 
 impl sealed::Sealed for FewSteps {}
@@ -80,14 +118,14 @@ impl Steps for FewSteps {
         &self.steps
     }
 
-    fn needs(&self) -> Needs {
-        self.needs
+    fn outline(&self) -> &Outline {
+        &self.outline
     }
 }
 
 impl<F: TryFuture> OneShot<F> {
     fn new(future: F) -> Self {
-        let steps = FewSteps { steps: SmallVec::new(), needs: Needs::Nothing };
+        let steps = FewSteps { steps: SmallVec::new(), outline: Outline::NONE };
         Self { run: Run::new(steps, ByResult, Call::new(), Once, Some(future)) }
     }
 
@@ -107,10 +145,17 @@ impl<F: TryFuture> OneShot<F> {
         self
     }
 
+    /// Inherits nothing from the [context](crate::context) of the task; see
+    /// [`CallBuilder::detached`](crate::CallBuilder::detached).
+    pub fn detached(mut self) -> Self {
+        self.run.call_mut().detach();
+        self
+    }
+
     fn inside(mut self, step: Step) -> Self {
         let few = self.run.policy_mut();
-        few.needs = few.needs.max(step.needs());
         few.steps.insert(0, step);
+        few.outline = Outline::of(&few.steps, None);
         self
     }
 }

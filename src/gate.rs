@@ -27,9 +27,9 @@
 //! ```
 //!
 //! The life of a pass: [`Gate::enter`] gives it, perhaps after a wait in which the call holds a [`Ticket`] and
-//! [`Gate::poll_wait`] is asked again; after any further wait [`Gate::still`] is asked whether it holds; and
-//! [`Gate::leave`] takes it back with the [`Outcome`], also when the call is dropped at whatever await point or
-//! panics. A ticket that does not become a pass goes to [`Gate::abandon`].
+//! [`Gate::poll_wait`] is asked again; after any further wait, and before another attempt of a retry inside, the gate is
+//! asked whether it [still](Gate::still) holds; and [`Gate::leave`] takes it back with the [`Outcome`], also when the
+//! call is dropped at whatever await point or panics. A ticket that does not become a pass goes to [`Gate::abandon`].
 
 use std::sync::Arc;
 use std::task::Context;
@@ -54,8 +54,9 @@ pub trait Gate: Send + Sync + 'static {
     /// Takes a pass back: called exactly once for each pass that was given.
     fn leave(&self, pass: Pass, outcome: Outcome);
 
-    /// Asked again by a call that waits: when its task was woken, or when the moment came that was given with the
-    /// ticket. To go on waiting, return the ticket again, having kept a waker of `cx` if no moment is given.
+    /// Asked again by a call that waits: at once, so that the gate can keep a waker; and when its task was woken, or when
+    /// the moment came that was given with the ticket. To go on waiting, return the ticket again, having kept a waker of
+    /// `cx` if no moment is given.
     ///
     /// The default asks [`enter`](Gate::enter) anew, which serves gates whose tickets mean nothing.
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
@@ -68,7 +69,7 @@ pub trait Gate: Send + Sync + 'static {
         let _ = ticket;
     }
 
-    /// Whether a pass that was given before a wait still holds after it.
+    /// Whether a pass that was given before a wait still holds after it, or before another attempt of a retry inside.
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use crate::error::Refusal;
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Times};
 use crate::internal::time::{Moment, Timer};
 use crate::lane::{End, Lane};
-use crate::step::{self, Step};
+use crate::step::{self, Outline, Step};
 use crate::verdict::Verdict;
 
 /// A pass through one gate that goes back when it is dropped.
@@ -63,7 +63,7 @@ impl Guard {
 
     pub(crate) fn enter(gate: impl Gate, cost: u32) -> Acquire {
         let lane = Lane::new(Call::alone(cost, true), true);
-        Acquire { timer: Timer::idle(), lane, steps: [Step::gate(gate)] }
+        Acquire { timer: Timer::idle(), lane, step: Some(Step::gate(gate)) }
     }
 
     pub(crate) fn try_enter(gate: impl Gate, cost: u32) -> Result<Self, Refusal> {
@@ -77,7 +77,8 @@ impl Guard {
     }
 
     fn new(step: Step, pass: Pass, call: &Call) -> Self {
-        let started = if step.needs() > Needs::Nothing { call.now() } else { Moment::NEVER };
+        let needs = step.as_gate().map_or(Needs::Nothing, Gate::needs);
+        let started = if needs > Needs::Nothing { call.now() } else { Moment::NEVER };
         Self { step, pass: Some(pass), started }
     }
 
@@ -137,7 +138,8 @@ pub struct Acquire {
     #[pin]
     timer: Timer,
     lane: Lane,
-    steps: [Step; 1],
+    /// `None` once the guard has it.
+    step: Option<Step>,
 }
 
 impl Future for Acquire {
@@ -146,10 +148,13 @@ impl Future for Acquire {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         this.lane.call().forget_time();
-        let end = ready!(this.lane.poll_in(this.steps, Needs::Nothing, this.timer, cx));
-        let [step] = this.steps;
+        let step = this.step.as_slice();
+        let end = ready!(this.lane.poll_in(step, &Outline::of(step, None), this.timer, cx));
         Poll::Ready(match end {
-            Ok(()) => Ok(Guard::new(step.clone(), this.lane.take_pass(), this.lane.call())),
+            Ok(()) => {
+                let step = this.step.take().expect("the lane refuses to be polled once a guard has the step");
+                Ok(Guard::new(step, this.lane.take_pass(), this.lane.call()))
+            }
             Err(End::Refused(_, refusal)) => Err(refusal),
             Err(_) => unreachable!("a lane without deadline and token ends in no other way"),
         })
@@ -160,13 +165,15 @@ impl Future for Acquire {
 impl PinnedDrop for Acquire {
     fn drop(self: Pin<&mut Self>) {
         let this = self.project();
-        this.lane.abandon(this.steps);
+        if this.lane.holds() {
+            this.lane.give_back(this.step.as_slice());
+        }
     }
 }
 
 impl fmt::Debug for Acquire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Acquire").field("gate", &self.steps).finish_non_exhaustive()
+        f.debug_struct("Acquire").field("gate", &self.step).finish_non_exhaustive()
     }
 }
 

@@ -63,8 +63,8 @@ use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Refusal};
 use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
 use crate::guard::guarded;
+use crate::internal::stripe;
 use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
-use crate::internal::window::{stripe_count, stripe_index};
 use crate::step;
 
 /// More limits than this on one call nobody can follow.
@@ -174,7 +174,7 @@ impl LayersBuilder {
             needs: self.layers.iter().map(|layer| layer.gate.needs()).max().unwrap_or(Needs::Nothing),
             layers: self.layers.into(),
             wary: AtomicU64::new(0),
-            stays: (0..stripe_count()).map(|_| Mutex::new(Stays::default())).collect(),
+            stays: (0..stripe::count()).map(|_| Mutex::new(Stays::default())).collect(),
             name: self.name,
         })))
     }
@@ -239,7 +239,7 @@ impl Layers {
                 entry => return Err((place, step::refuse(&*layer.gate, call, entry))),
             }
         }
-        let stripe = stripe_index(self.0.stays.len());
+        let stripe = stripe::own();
         let (place, turn) = self.0.stays[stripe].lock().insert(&entered.passes);
         entered.passes.clear();
         Ok(Pass::new((stripe as u64) << 32 | u64::from(place), turn.into()))

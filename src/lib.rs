@@ -40,6 +40,12 @@
 //! | [`Keyed`] | each tenant, user or peer is to have a gate of its own, in bounded memory |
 //! | [`Fair`] | many share one limit, and the backlog of one must not hold up the others |
 //! | [`Layers`] | several limits hold for one call, and a refusal by one must not be charged by the others |
+//! | [`Drain`] | a service has to stop within a bound without cutting its work in half |
+//! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
+//! | [`Scope`] | several things are done at once, and end together |
+//! | [`context`] | the deadline and the cancellation of a request hold for all that it calls |
+//! | [`Blocking`], [`Compute`] | code blocks or computes, and must neither hold up the runtime nor pile up |
+//! | [`Health`] | somebody asks whether the process is alive and ready |
 //! | [`Gate`] | you have a rule of admission of your own |
 //! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
 //! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
@@ -87,13 +93,19 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod blocking;
 pub mod breaker;
 mod call;
+pub mod cancel;
+pub mod context;
+mod cut;
+pub mod drain;
 mod error;
 mod ext;
 pub mod fair;
 pub mod gate;
 mod guard;
+pub mod health;
 mod internal;
 pub mod keyed;
 mod lane;
@@ -105,6 +117,8 @@ mod policy;
 pub mod rate;
 pub mod retry;
 pub mod run;
+mod said;
+pub mod scope;
 pub mod semaphore;
 mod step;
 pub mod verdict;
@@ -116,12 +130,17 @@ pub mod design {}
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+pub use blocking::{Blocking, BlockingBuilder, Compute, ComputeBuilder, Job, Offload};
 pub use breaker::{BreakerBuilder, BreakerCounts, CircuitBreaker, State};
 pub use call::{Attempt, Call, CallBuilder, CancelSource, Deadline, Key, Priority};
+pub use cancel::{Cancel, CancelReason, Cancelled};
+pub use cut::{CutShort, OnCancel};
+pub use drain::{Drain, DrainBuilder, DrainPart, Drained, Held, Phase};
 pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Refusal, Stop};
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
 pub use fair::{Fair, FairBuilder};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};
+pub use health::{Health, HealthBuilder};
 pub use internal::time::Moment;
 pub use keyed::{KeyRef, Keyed, KeyedBuilder, KeyedStats, OneKey, PerKey, Plan, TopKey};
 pub use layers::{Layers, LayersBuilder};
@@ -130,6 +149,7 @@ pub use policy::{Judged, Policy, PolicyBuilder, Steps};
 pub use rate::{Rate, TokenBucket, TokenBucketBuilder};
 pub use retry::{Backoff, Jitter, OnRefusal, RatioBuilder, Retry, RetryBudget, ShareBuilder};
 pub use run::Run;
+pub use scope::{ChildEnd, ChildPanic, Mapped, Scope, ScopeEnd};
 pub use semaphore::{Semaphore, SemaphoreBuilder};
 pub use step::Step;
 pub use verdict::{ByPolicy, ByResult, Classify, Verdict};

@@ -27,8 +27,10 @@ pub enum Lint {
     AttemptNotShorter,
     /// A breaker stands outside of a retry.
     BreakerOutsideRetry,
-    /// A gate stands inside of a retry that tries again when it refuses.
+    /// A gate stands inside of a retry that tries again when it refuses, and nothing limits the whole call.
     RefusalsRetried,
+    /// A breaker inside of a retry that tries again when it refuses stays open for longer than a call may last.
+    OpenOutlastsCall,
     /// A retry stands inside of another.
     NestedRetries,
     /// A breaker stands inside of a gate that is taken first.
@@ -86,8 +88,13 @@ impl Layout<'_> {
         self.0.iter().enumerate().filter(|(_, step)| matches!(step.0, Kind::Retry(_))).map(|(place, _)| place)
     }
 
+    /// Drains are none of them: nobody waits or pays there, and no retry tries their refusals again.
     fn gates(&self, breakers: bool) -> impl Iterator<Item = usize> {
-        let is = move |step: &Step| step.as_gate().is_some() && matches!(step.0, Kind::Breaker(_)) == breakers;
+        let is = move |step: &Step| match step.0 {
+            Kind::Breaker(_) => breakers,
+            Kind::Drain(_) | Kind::Part(_) => false,
+            _ => !breakers && step.as_gate().is_some(),
+        };
         self.0.iter().enumerate().filter(move |(_, step)| is(step)).map(|(place, _)| place)
     }
 }
@@ -111,9 +118,23 @@ pub(crate) fn lint(steps: &[Step]) -> Vec<Finding> {
                 find(Lint::RetryWithoutBudget, Some(place), message.into());
             }
             if plan.retry.retries_refusals() {
+                let limit = layout.timeouts().filter(|(outer, _)| *outer < place).map(|(_, limit)| limit).min();
                 for gate in layout.gates(false).chain(layout.gates(true)).filter(|gate| *gate > place) {
-                    let message = "each refusal of this gate uses up an attempt of the retry around it";
-                    find(Lint::RefusalsRetried, Some(gate), message.into());
+                    match (limit, &steps[gate].0) {
+                        (None, _) => {
+                            let message = "a call that is refused here comes back a thousand times: nothing limits it";
+                            find(Lint::RefusalsRetried, Some(gate), message.into());
+                        }
+                        (Some(limit), Kind::Breaker(breaker)) if breaker.open_for() >= limit => {
+                            let open = breaker.open_for();
+                            let message = format!(
+                                "once open it stays so for {open:?}, and a call has {limit:?}: to try its refusals again \
+                                 is no use"
+                            );
+                            find(Lint::OpenOutlastsCall, Some(gate), message);
+                        }
+                        _ => {}
+                    }
                 }
             }
         }

@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use futures::future::TryFuture;
 
-use crate::call::{Attempt, CallBuilder};
+use crate::call::{Attempt, CallBuilder, CancelSource};
 use crate::error::{ConfigError, Faults, Name};
-use crate::gate::{IntoGate, Needs};
+use crate::gate::IntoGate;
 use crate::lint::{self, Finding};
 use crate::retry::Retry;
 use crate::run::{Once, Plain, Run, WithCall};
-use crate::step::Step;
+use crate::said::{self, Said};
+use crate::step::{Outline, Step};
 use crate::verdict::ByResult;
 
 /// How many steps a policy may have: far more than anybody can follow, and a kilobyte of frames per call.
-const MOST_STEPS: usize = 64;
+const MOST_STEPS: usize = Outline::MOST;
 
 /// An ordered list of steps around calls: plain data, cheap to clone, the same type whatever is in it.
 ///
@@ -55,7 +56,7 @@ pub struct Policy(Arc<Inner>);
 
 struct Inner {
     name: Name,
-    needs: Needs,
+    outline: Outline,
     steps: Box<[Step]>,
 }
 
@@ -64,7 +65,7 @@ pub trait Steps: sealed::Sealed {
     #[doc(hidden)]
     fn steps(&self) -> &[Step];
     #[doc(hidden)]
-    fn needs(&self) -> Needs;
+    fn outline(&self) -> &Outline;
 }
 
 pub(crate) mod sealed {
@@ -80,8 +81,8 @@ impl Steps for Policy {
     }
 
     #[inline]
-    fn needs(&self) -> Needs {
-        self.0.needs
+    fn outline(&self) -> &Outline {
+        &self.0.outline
     }
 }
 
@@ -92,8 +93,8 @@ impl Steps for &Policy {
     }
 
     #[inline]
-    fn needs(&self) -> Needs {
-        self.0.needs
+    fn outline(&self) -> &Outline {
+        &self.0.outline
     }
 }
 
@@ -101,7 +102,7 @@ impl Policy {
     /// Begins a policy. The name is for people: it stands in drawings and in the errors of [`build`](PolicyBuilder::build).
     pub fn named(name: impl Into<Cow<'static, str>>) -> PolicyBuilder {
         let name = Name::from(name.into());
-        PolicyBuilder { faults: Faults::of(format!("policy {}", name.as_str())), name, steps: Vec::new() }
+        PolicyBuilder { faults: Faults::of(format!("policy {}", name.as_str())), name, steps: Vec::new(), said: None }
     }
 
     /// Its name.
@@ -257,13 +258,14 @@ impl fmt::Display for Policy {
             f.write_str(if place == 0 { " " } else { " → " })?;
             step.fmt(f)?;
         }
-        if self.0.steps.is_empty() { f.write_str(" no steps") } else { Ok(()) }
+        f.write_str(if self.0.steps.is_empty() { " no steps" } else { "" })?;
+        f.write_str(if self.0.outline.said.is_some() { ", can be cancelled" } else { "" })
     }
 }
 
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Policy").field("name", &self.0.name).field("steps", &self.0.steps).finish()
+        f.debug_struct("Policy").field("name", &self.0.name).field("steps", &self.0.steps).finish_non_exhaustive()
     }
 }
 
@@ -274,6 +276,7 @@ pub struct PolicyBuilder {
     name: Name,
     steps: Vec<Step>,
     faults: Faults,
+    said: Option<Arc<Said>>,
 }
 
 impl PolicyBuilder {
@@ -305,6 +308,26 @@ impl PolicyBuilder {
         self
     }
 
+    /// Cancels every call under the policy when the token is cancelled, wherever this is said: it is no step. May be said
+    /// of several tokens.
+    ///
+    /// ```
+    /// use resile::{Cancel, CancelReason, Policy};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let shutdown = Cancel::new();
+    /// let policy = Policy::named("users").cancel_on(&shutdown).build()?;
+    ///
+    /// shutdown.cancel_with(CancelReason::Shutdown);
+    /// let error = policy.run(|| async { Ok::<_, std::io::Error>(42) }).await.unwrap_err();
+    /// assert_eq!(error.cancel_reason(), Some(&CancelReason::Shutdown));
+    /// # Ok(()) }
+    /// ```
+    pub fn cancel_on(mut self, source: &impl CancelSource) -> Self {
+        said::own(&mut self.said).watch(source);
+        self
+    }
+
     /// Keeps the place of a step that could not be built, so that those after it are counted right.
     fn faulty(&mut self, kind: &str, faults: ConfigError) {
         self.faults.absorb(&format!("step {} ({kind})", self.steps.len() + 1), faults);
@@ -320,8 +343,8 @@ impl PolicyBuilder {
         let count = self.steps.len();
         self.faults.check(count <= MOST_STEPS, "steps", &count, "0 to 64");
         self.faults.into_result()?;
-        let needs = self.steps.iter().map(Step::needs).max().unwrap_or(Needs::Nothing);
-        Ok(Policy(Arc::new(Inner { name: self.name, needs, steps: self.steps.into() })))
+        let outline = Outline::of(&self.steps, self.said);
+        Ok(Policy(Arc::new(Inner { name: self.name, outline, steps: self.steps.into() })))
     }
 }
 

@@ -12,6 +12,7 @@ use pin_project::{pin_project, pinned_drop};
 
 use crate::call::{Attempt, Call};
 use crate::error::{Cause, Error, Stop};
+use crate::internal::seldom::Seldom;
 use crate::internal::time::Timer;
 use crate::lane::{self, End, Lane, Out};
 use crate::policy::Steps;
@@ -51,7 +52,7 @@ where
     timer: Timer,
     lane: Lane,
     /// The error of the attempt before.
-    last: Option<F::Error>,
+    last: Seldom<F::Error>,
     make: O,
     judge: C,
     policy: P,
@@ -65,7 +66,7 @@ where
     #[inline]
     pub(crate) fn new(policy: P, judge: C, call: Call, make: O, operation: Option<F>) -> Self {
         let lane = Lane::new(call, operation.is_some());
-        Self { operation, timer: Timer::idle(), lane, last: None, make, judge, policy }
+        Self { operation, timer: Timer::idle(), lane, last: Seldom::NONE, make, judge, policy }
     }
 
     /// Before the first poll only.
@@ -90,11 +91,46 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.policy.outline().bare && self.lane.is_bare() { self.poll_bare(cx) } else { self.poll_walk(cx) }
+    }
+}
+
+impl<P, O, F, C, T, E> Run<P, O, F, C>
+where
+    P: Steps,
+    O: Make<F>,
+    F: Future<Output = Result<T, E>>,
+    C: Classify<T, E>,
+{
+    /// No steps, no deadline, no token: there is only the operation.
+    #[inline]
+    fn poll_bare(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
         let mut this = self.project();
-        let (steps, needs) = (this.policy.steps(), this.policy.needs());
+        if this.operation.is_none() {
+            this.operation.set(this.make.make(this.lane.call().view()));
+        }
+        let Some(operation) = this.operation.as_mut().as_pin_mut() else { return Poll::Pending };
+        let Poll::Ready(result) = operation.poll(cx) else {
+            this.lane.stay_bare();
+            return Poll::Pending;
+        };
+        this.lane.end_bare();
+        this.operation.set(None);
+        let verdict = this.judge.classify(&result);
+        Poll::Ready(result.map_err(|last| {
+            this.lane.count();
+            failed(this.lane, verdict, last, Stop::NoRetry)
+        }))
+    }
+
+    /// In through the steps, the operation, and out again, as often as a retry asks.
+    #[inline(never)]
+    fn poll_walk(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
+        let mut this = self.project();
+        let (steps, outline) = (this.policy.steps(), this.policy.outline());
         this.lane.call().forget_time();
         loop {
-            let end = if let Err(end) = ready!(this.lane.poll_in(steps, needs, this.timer.as_mut(), cx)) {
+            let end = if let Err(end) = ready!(this.lane.poll_in(steps, outline, this.timer.as_mut(), cx)) {
                 end
             } else {
                 let attempt = this.lane.call().view();
@@ -108,12 +144,12 @@ where
                     Some((this.judge.classify(&result), result))
                 });
                 if let Some((verdict, result)) = judged {
-                    match this.lane.walk_out(steps, &End::Judged(verdict)) {
+                    match this.lane.walk_out(steps, outline, &End::Judged(verdict)) {
                         Out::Caller(stop) => {
                             return Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, stop)));
                         }
                         // A value that was judged bad is dropped before the next attempt, an error is kept.
-                        Out::Again => result.err().into_iter().for_each(|error| *this.last = Some(error)),
+                        Out::Again => result.err().into_iter().for_each(|error| **this.last = Some(error)),
                     }
                     continue;
                 }
@@ -121,7 +157,7 @@ where
             };
             // The operation is given up before its passes are, like in a drop.
             this.lane.user(|| this.operation.set(None));
-            if let Out::Caller(stop) = this.lane.walk_out(steps, &end) {
+            if let Out::Caller(stop) = this.lane.walk_out(steps, outline, &end) {
                 return Poll::Ready(Err(ended(this.lane, steps, end, this.last.take(), stop)));
             }
         }
@@ -139,9 +175,10 @@ fn failed<E>(lane: &Lane, verdict: Verdict, last: E, stop: Stop) -> Error<E> {
 #[cold]
 fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) -> Error<E> {
     let cause = match end {
+        End::TimedOut(None) => Cause::TimedOut(lane.call().limit()),
         End::TimedOut(place) => Cause::TimedOut(lane::limit(steps, place)),
         End::Refused(_, refusal) => Cause::Refused(refusal),
-        End::Cancelled | End::Judged(_) => Cause::Cancelled,
+        End::Cancelled | End::Judged(_) => lane.call().cancelled(),
     };
     Error::new(cause, last, lane.made(), stop).with_elapsed(lane.elapsed())
 }
@@ -155,17 +192,20 @@ where
     #[inline]
     fn drop(self: Pin<&mut Self>) {
         /// Gives the passes back after the operation is gone, even if its drop panics.
-        struct GiveBack<'a>(&'a mut Lane, &'a [Step]);
+        struct GiveBack<'a, P: Steps>(&'a mut Lane, &'a P);
 
-        impl Drop for GiveBack<'_> {
+        impl<P: Steps> Drop for GiveBack<'_, P> {
+            #[inline]
             fn drop(&mut self) {
-                self.0.abandon(self.1);
+                self.0.give_back(self.1.steps());
             }
         }
 
         let mut this = self.project();
-        let _passes = GiveBack(this.lane, this.policy.steps());
-        this.operation.set(None);
+        if this.lane.holds() {
+            let _passes = GiveBack(this.lane, &*this.policy);
+            this.operation.set(None);
+        }
     }
 }
 

@@ -7,16 +7,51 @@ use std::time::Duration;
 
 use crate::breaker::CircuitBreaker;
 use crate::call::Call;
+use crate::drain::{Drain, DrainPart};
 use crate::error::{Reason, Refusal};
 use crate::gate::{Entry, Gate, Needs};
 use crate::internal::time::nanos;
 use crate::rate::TokenBucket;
 use crate::retry::Plan;
+use crate::said::Said;
 use crate::semaphore::Semaphore;
 
 /// One step of a policy: it can be drawn.
 #[derive(Clone)]
 pub struct Step(pub(crate) Kind);
+
+/// What is known of a policy before any call comes.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    /// There are no steps, and nothing is said about its calls.
+    pub(crate) bare: bool,
+    /// The most that any step needs of the clock.
+    pub(crate) needs: Needs,
+    /// Whether one of them retries.
+    pub(crate) retries: bool,
+    /// A bit for each of the first [`Outline::MOST`] steps that wants to hear of an operation that went well.
+    pub(crate) hearers: u64,
+    /// What is said about each of its calls.
+    pub(crate) said: Option<Arc<Said>>,
+}
+
+impl Outline {
+    /// How many steps it has bits for.
+    pub(crate) const MOST: usize = 64;
+    /// Of no steps.
+    pub(crate) const NONE: Self = Self { bare: true, needs: Needs::Nothing, retries: false, hearers: 0, said: None };
+
+    pub(crate) fn of(steps: &[Step], said: Option<Arc<Said>>) -> Self {
+        let bit = |(place, step): (usize, &Step)| u64::from(step.hears_of_good()) << place;
+        Self {
+            bare: steps.is_empty() && said.is_none(),
+            needs: steps.iter().map(Step::needs).max().unwrap_or(Needs::Nothing),
+            retries: steps.iter().any(|step| matches!(step.0, Kind::Retry(_))),
+            hearers: steps.iter().take(Self::MOST).enumerate().map(bit).sum(),
+            said,
+        }
+    }
+}
 
 /// What a step does. The built-in gates have arms of their own, so that the walk calls them directly: an indirect call
 /// costs what a whole uncontended permit does. Two words each, so that steps and frames are walked with one index.
@@ -28,6 +63,8 @@ pub(crate) enum Kind {
     Semaphore(Semaphore),
     Breaker(CircuitBreaker),
     Bucket(TokenBucket),
+    Drain(Drain),
+    Part(DrainPart),
     Gate(Arc<Box<dyn Gate>>),
 }
 
@@ -41,15 +78,22 @@ impl Step {
     }
 
     pub(crate) fn gate<G: Gate>(gate: G) -> Self {
-        let any = &gate as &dyn Any;
-        Self(if let Some(semaphore) = any.downcast_ref::<Semaphore>() {
-            Kind::Semaphore(semaphore.clone())
-        } else if let Some(breaker) = any.downcast_ref::<CircuitBreaker>() {
-            Kind::Breaker(breaker.clone())
-        } else if let Some(bucket) = any.downcast_ref::<TokenBucket>() {
-            Kind::Bucket(bucket.clone())
-        } else {
+        // Handles are moved, not cloned: a guard's cost is one clone.
+        let mut gate = Some(gate);
+        Self(if let Some(semaphore) = take(&mut gate) {
+            Kind::Semaphore(semaphore)
+        } else if let Some(breaker) = take(&mut gate) {
+            Kind::Breaker(breaker)
+        } else if let Some(bucket) = take(&mut gate) {
+            Kind::Bucket(bucket)
+        } else if let Some(drain) = take(&mut gate) {
+            Kind::Drain(drain)
+        } else if let Some(part) = take(&mut gate) {
+            Kind::Part(part)
+        } else if let Some(gate) = gate {
             Kind::Gate(Arc::new(Box::new(gate)))
+        } else {
+            unreachable!("a gate is of one type")
         })
     }
 
@@ -60,18 +104,43 @@ impl Step {
             Kind::Semaphore(gate) => Some(gate),
             Kind::Breaker(gate) => Some(gate),
             Kind::Bucket(gate) => Some(gate),
+            Kind::Drain(gate) => Some(gate),
+            Kind::Part(gate) => Some(gate),
             Kind::Gate(gate) => Some(&***gate),
         }
     }
 
-    /// How much of the clock the step needs.
+    /// Whether it has anything to do when the operation went well: a limit that did not pass and a token that is spent
+    /// have not.
+    fn hears_of_good(&self) -> bool {
+        match &self.0 {
+            Kind::Timeout(_) | Kind::Bucket(_) => false,
+            Kind::Retry(plan) => plan.has_budget(),
+            Kind::Semaphore(_) | Kind::Breaker(_) | Kind::Drain(_) | Kind::Part(_) | Kind::Gate(_) => true,
+        }
+    }
+
+    /// The gate, if it is one whose pass may stop holding during a wait: those that have a `still` of their own.
+    pub(crate) fn as_revoking_gate(&self) -> Option<&dyn Gate> {
+        match &self.0 {
+            Kind::Timeout(_) | Kind::Retry(_) | Kind::Semaphore(_) | Kind::Bucket(_) => None,
+            Kind::Breaker(_) | Kind::Drain(_) | Kind::Part(_) | Kind::Gate(_) => self.as_gate(),
+        }
+    }
+
+    /// How much of the clock the step needs, on the way in or out.
     pub(crate) fn needs(&self) -> Needs {
         match &self.0 {
-            Kind::Timeout(_) => Needs::Now,
+            Kind::Timeout(_) | Kind::Bucket(_) => Needs::Now,
             Kind::Retry(plan) => plan.needs(),
             _ => self.as_gate().map_or(Needs::Nothing, Gate::needs),
         }
     }
+}
+
+/// Takes the gate out if it is of this type.
+fn take<T: 'static>(gate: &mut dyn Any) -> Option<T> {
+    gate.downcast_mut::<Option<T>>()?.take()
 }
 
 /// Enters a gate that may not have been told that its caller won't wait, or doesn't look.
@@ -106,6 +175,8 @@ impl fmt::Display for Step {
             Kind::Semaphore(gate) => fmt::Display::fmt(gate, f),
             Kind::Breaker(gate) => fmt::Display::fmt(gate, f),
             Kind::Bucket(gate) => fmt::Display::fmt(gate, f),
+            Kind::Drain(gate) => f.write_str(gate.name()),
+            Kind::Part(gate) => f.write_str(gate.name()),
             Kind::Gate(gate) => f.write_str(gate.name()),
         }
     }
@@ -117,6 +188,8 @@ impl fmt::Debug for Step {
             Kind::Semaphore(gate) => fmt::Debug::fmt(gate, f),
             Kind::Breaker(gate) => fmt::Debug::fmt(gate, f),
             Kind::Bucket(gate) => fmt::Debug::fmt(gate, f),
+            Kind::Drain(gate) => fmt::Debug::fmt(gate, f),
+            Kind::Part(gate) => fmt::Debug::fmt(gate, f),
             _ => write!(f, "Step({self})"),
         }
     }

@@ -11,13 +11,15 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use resile::context::{Context as RequestContext, Scoped};
 use resile::run::Plain;
 use resile::{
-    Acquire, Attempt, ByPolicy, ByResult, Call, CallBuilder, CircuitBreaker, ConfigError, Deadline, Entry, Erased,
-    Error, ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Jitter, Judged, Key, KeyRef, Keyed,
-    KeyedBuilder, KeyedStats, Layers, LayersBuilder, Limit, Moment, OneKey, OneShot, Outcome, Pass, Plan, Policy,
-    PolicyBuilder, Priority, Rate, Reason, Refusal, Retry, RetryBudget, Run, Semaphore, State, Stop, Ticket, Times,
-    TokenBucket, TopKey, Verdict,
+    Acquire, Attempt, ByPolicy, ByResult, Call, CallBuilder, Cancel, CancelReason, Cancelled, ChildEnd, ChildPanic,
+    CircuitBreaker, ConfigError, CutShort, Deadline, Drain, DrainBuilder, DrainPart, Drained, Entry, Erased, Error,
+    ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Held, Jitter, Judged, Key, KeyRef, Keyed,
+    KeyedBuilder, KeyedStats, Layers, LayersBuilder, Limit, Mapped, Moment, OnCancel, OneKey, OneShot, Outcome, Pass,
+    Phase, Plan, Policy, PolicyBuilder, Priority, Rate, Reason, Refusal, Retry, RetryBudget, Run, Scope, ScopeEnd,
+    Semaphore, State, Stop, Ticket, Times, TokenBucket, TopKey, Verdict,
 };
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -92,9 +94,24 @@ fn handles_and_values_are_cloned_shared_and_kept_everywhere() {
     assert_value::<ByResult>();
     assert_value::<ByPolicy>();
     assert_value::<Judged<'static, ByResult>>();
+    assert_value::<Cancel>();
+    assert_value::<CancelReason>();
+    assert_value::<RequestContext>();
+    assert_value::<CutShort>();
+    assert_value::<Drain>();
+    assert_value::<DrainBuilder>();
+    assert_value::<DrainPart>();
+    assert_value::<Drained>();
+    assert_value::<Held>();
+    assert_value::<Phase>();
 
     assert_shared::<KeyedBuilder<TokenBucket>>();
     assert_shared::<LayersBuilder>();
+    assert_shared::<Scope<(), ()>>();
+    assert_shared::<ScopeEnd<(), ()>>();
+    assert_shared::<ChildEnd<(), ()>>();
+    assert_shared::<ChildPanic>();
+    assert_shared::<Mapped<(), (), std::ops::Range<u32>, fn(u32) -> Ready>>();
     assert_shared::<PolicyBuilder>();
     assert_shared::<Error<()>>();
     assert_shared::<Erased>();
@@ -134,6 +151,15 @@ impl<E, X> Future for Operation<E, X> {
 
 fn operation<E, X>() -> Operation<E, X> {
     Operation(std::marker::PhantomData)
+}
+
+#[test]
+fn what_waits_for_a_drain_is_sent_to_any_task_and_holds_no_borrow() {
+    let drain = Drain::new();
+    drop(assert_static(drain.close(Duration::ZERO)));
+    drop(assert_static(drain.closed()));
+    drop(assert_static(drain.closing()));
+    drop(assert_static(drain.wait_for(Phase::Done)));
 }
 
 /// A closure that holds what cannot be sent. Inside of one function the compiler does not know that yet.
@@ -211,6 +237,9 @@ fn a_wait_and_a_guard_move_into_tasks() {
     fn assert_moves<T: Debug + Send + 'static>() {}
     assert_moves::<Acquire>();
     assert_moves::<Guard>();
+    assert_moves::<Cancelled>();
+    assert_moves::<Scoped<Ready>>();
+    assert_moves::<OnCancel<Ready, fn(CutShort)>>();
     assert_moves::<OneShot<Ready>>();
     assert_moves::<Run<Policy, Plain<fn() -> Ready>, Ready, ByResult>>();
     assert_moves::<CallBuilder<Policy, ByResult>>();
@@ -416,4 +445,27 @@ fn a_run_adds_no_more_than_420_bytes_to_its_operation() {
     let added = size_of_val(&run) - size_of_val(&operation());
     println!("{added}");
     assert!(added <= 420, "{added}");
+}
+
+#[test]
+fn offloaded_jobs_and_health_are_handles_and_values_like_the_others() {
+    use resile::health::{Check, HealthReason, HealthReport, Signal, Symptom};
+    use resile::{Blocking, Compute, Health, Job, Offload};
+
+    assert_value::<Blocking>();
+    assert_value::<Compute>();
+    assert_value::<Job>();
+    assert_value::<Health>();
+    assert_value::<HealthReport>();
+    assert_value::<HealthReason>();
+    assert_value::<Signal>();
+    assert_value::<Symptom>();
+    assert_shared::<Check>();
+
+    let compute = Compute::builder().threads(1).build().unwrap();
+    let job = assert_static(compute.run(|_| Cell::new(0)));
+    assert!(!implements!(job, Sync), "what it is to run need not be");
+    assert!(!implements!(job, Unpin));
+    assert!(!implements!(job, Clone));
+    assert!(!implements!(None::<Offload<Rc<()>>>, Send));
 }

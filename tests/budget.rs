@@ -9,7 +9,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::future::{join_all, poll_immediate};
-use resile::{Error, ErrorKind, OnRefusal, Policy, Reason, Retry, RetryBudget, Semaphore, Stop, Verdict};
+use proptest::prelude::*;
+use resile::{
+    Call, Entry, Error, ErrorKind, Gate, OnRefusal, Outcome, Pass, Policy, Reason, Refusal, Retry, RetryBudget,
+    Semaphore, Stop, Verdict,
+};
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -306,13 +310,87 @@ async fn retried_refusals_are_given_back_since_nothing_was_made() {
     let semaphore = Semaphore::permits(1).max_queue(0).build().unwrap();
     let _held = semaphore.try_acquire().unwrap();
     let policy = Policy::named("refused")
-        .retry(Retry::constant(ms(1)).on_refusal(OnRefusal::Retry).max_attempts(100).budget(budget.clone()))
+        .timeout(ms(100))
+        .retry(Retry::constant(ms(1)).on_refusal(OnRefusal::Retry).budget(budget.clone()))
         .gate(semaphore)
         .build()
         .unwrap();
     let error = policy.run(|| ready(Ok::<_, ()>(()))).await.unwrap_err();
-    assert_eq!((error.kind(), error.stop()), (ErrorKind::Refused, Stop::Attempts));
+    assert_eq!((error.kind(), error.stop()), (ErrorKind::Refused, Stop::Deadline));
     assert_eq!(budget.available(), 10);
+}
+
+/// A gate that refuses as often as it is told to, one asking after the other.
+struct Moody(Mutex<Vec<bool>>);
+
+impl Gate for Moody {
+    fn enter(&self, _: &Call) -> Entry {
+        if self.0.lock().unwrap().pop().unwrap_or(false) {
+            return Entry::Refused(Refusal::new("moody", Reason::Busy));
+        }
+        Entry::Pass(Pass::default())
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {}
+}
+
+/// A policy around a gate that refuses where these say so.
+fn moody(retry: Retry, budget: &RetryBudget, refuses: &[bool]) -> Policy {
+    let gate = Moody(Mutex::new(refuses.iter().rev().copied().collect()));
+    let retry = retry.on_refusal(OnRefusal::Retry).budget(budget.clone());
+    Policy::named("moody").retry(retry).gate(gate).build().unwrap()
+}
+
+/// Nobody was called, so coming back adds nothing to anybody's load: it once cost a retry.
+#[tokio::test(start_paused = true)]
+async fn a_first_attempt_that_was_refused_before_costs_no_retry() {
+    for budget in [earned(0.1), share(0.0, 0)] {
+        let policy = moody(Retry::constant(ms(1)), &budget, &[true, true]);
+        assert!(policy.run(|| ready(Ok::<_, Infallible>(()))).await.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_is_charged_once_however_often_it_is_refused_on_its_way() {
+    for (budget, left) in [(reserve(1), 9), (share(0.0, 10), 10)] {
+        let policy = moody(Retry::constant(ms(1)).max_attempts(2), &budget, &[true, false, true, true]);
+        let held = Cell::new(0);
+        let error = policy
+            .run_with(|call| {
+                if call.is_retry() {
+                    held.set(budget.available());
+                }
+                ready(Err::<(), _>("down"))
+            })
+            .await
+            .unwrap_err();
+        assert_eq!((error.attempts(), error.stop()), (2, Stop::Attempts));
+        assert_eq!((held.get(), budget.available()), (9, left));
+    }
+}
+
+/// A call that has not been to the peer yet is none of the retries in flight while it waits.
+#[tokio::test(start_paused = true)]
+async fn only_what_was_made_before_counts_as_a_retry_while_it_waits() {
+    for budget in [reserve(1), share(0.0, 10)] {
+        for (refuses, waiting) in [(&[true][..], 10), (&[false][..], 9), (&[false, true][..], 9)] {
+            let policy = moody(Retry::constant(secs(1)), &budget, refuses);
+            let mut run = Box::pin(policy.run(|| ready(Err::<(), _>("down"))));
+            for _ in 0..refuses.len() {
+                assert!(poll_immediate(run.as_mut()).await.is_none());
+                assert_eq!(budget.available(), waiting);
+                if refuses.len() > 1 {
+                    advance(ms(1001)).await;
+                }
+            }
+            drop(run);
+            if budget.available() < 10 {
+                // The one retry that was made before the drop is spent where retries are counted over time.
+                advance(secs(20)).await;
+            }
+            assert_eq!(budget.available(), 10);
+        }
+    }
 }
 
 /// Envoy once did not count retries that wait, so its budget shrank as an outage went on (B9).
@@ -507,4 +585,49 @@ async fn nested_retries_with_one_budget_are_charged_each() {
         .unwrap();
     let error = fail(&policy).await;
     assert_eq!((error.attempts(), error.stop()), (11, Stop::Budget), "ten retries in all");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Law: whatever is refused, fails or is dropped on the way, what is spent are the attempts made after the first, and
+    /// in flight nothing is left.
+    #[test]
+    fn what_is_spent_are_the_attempts_after_the_first(
+        refuses in proptest::collection::vec(any::<bool>(), 0..12),
+        attempts in 1_u32..6,
+        fails in 0_u32..6,
+        polls in 0_usize..20,
+        nested: bool,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            for (budget, spends) in [(RetryBudget::ratio(0.0).reserve_per_second(2).build().unwrap(), true), (share(0.0, 20), false)] {
+                let gate = Moody(Mutex::new(refuses.clone()));
+                let retry = || Retry::constant(ms(1)).max_attempts(attempts).on_refusal(OnRefusal::Retry);
+                let policy = Policy::named("law").retry(retry().budget(budget.clone()));
+                // The inner one has no budget of its own: what it makes, the outer one does not pay for.
+                let policy = if nested { policy.retry(Retry::immediate().max_attempts(1)) } else { policy };
+                let policy = policy.gate(gate).build().unwrap();
+                let made = Cell::new(0_u32);
+                let mut run = Box::pin(policy.run(|| {
+                    made.set(made.get() + 1);
+                    ready(if made.get() <= fails { Err("down") } else { Ok(()) })
+                }));
+                for _ in 0..polls {
+                    if poll_immediate(run.as_mut()).await.is_some() {
+                        break;
+                    }
+                    let waiting = u64::from(made.get() > 0);
+                    let spent = if spends { u64::from(made.get().saturating_sub(1)) } else { 0 };
+                    prop_assert_eq!(20 - budget.available(), spent + waiting, "while it waits");
+                    advance(ms(2)).await;
+                }
+                drop(run);
+                let spent = if spends { u64::from(made.get().saturating_sub(1)) } else { 0 };
+                prop_assert_eq!(20 - budget.available(), spent, "at the end");
+            }
+            Ok(())
+        })?;
+    }
 }

@@ -533,14 +533,14 @@ async fn a_refusal_is_retried_when_asked_but_not_before_its_advice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refusals_use_up_attempts_and_the_last_one_is_told() {
+async fn refusals_use_up_no_attempts() {
     let bench = Bench::new();
     let gate = bench.spy("gate").that(Manner::Refuses(no("not now"), 9));
-    let retry = Retry::constant(ms(10)).max_attempts(3).on_refusal(OnRefusal::Retry);
+    let retry = Retry::constant(ms(10)).max_attempts(2).on_refusal(OnRefusal::Retry);
     let policy = Policy::named("stack").retry(retry).gate(gate.clone()).build().unwrap();
-    let report = bench.run(&policy, [OK]).await;
-    report.refused("gate", Reason::Other("not now")).stop(Stop::Attempts).attempts(0).took(20).held_nothing();
-    assert_eq!(gate.asked(), 3);
+    let report = bench.run(&policy, [Act::fault(Verdict::Transient(None)), OK]).await;
+    report.ok(2).attempts(2).took(100).held_nothing();
+    assert_eq!(gate.asked(), 11);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Entry, Gate, Jitter, Lint, OnRefusal, Outcome, Pass, Policy, PolicyBuilder, Rate, Retry,
-    RetryBudget, Semaphore, TokenBucket,
+    Call, CircuitBreaker, Drain, Entry, Gate, Jitter, Lint, OnRefusal, Outcome, Pass, Policy, PolicyBuilder, Rate,
+    Retry, RetryBudget, Semaphore, TokenBucket,
 };
 
 const fn secs(count: u64) -> Duration {
@@ -44,6 +44,19 @@ fn parts_of_the_canonical_order_have_nothing_unusual() {
 }
 
 #[test]
+fn a_drain_may_stand_around_everything() {
+    let retry = retry().on_refusal(OnRefusal::Retry);
+    let inside = |builder: PolicyBuilder| builder.timeout(secs(2)).retry(retry.clone()).timeout(secs(1));
+    let breaker = |builder: PolicyBuilder| builder.timeout(secs(2)).gate(CircuitBreaker::builder()).timeout(secs(1));
+    let drain = Drain::new();
+    let around: [&dyn Fn(PolicyBuilder) -> PolicyBuilder; 2] = [&inside, &breaker];
+    for around in around {
+        assert_eq!(found(around(Policy::named("p").gate(drain.clone()))), []);
+        assert_eq!(found(around(Policy::named("p").gate(drain.part("p")))), []);
+    }
+}
+
+#[test]
 fn a_call_without_a_limit_is_found() {
     let expected = [(Lint::NoCallTimeout, None)];
     assert_eq!(found(Policy::named("p")), expected);
@@ -77,10 +90,37 @@ fn a_breaker_outside_of_a_retry_is_found() {
 }
 
 #[test]
-fn gates_whose_refusals_are_tried_again_are_found() {
-    let mut all = found(canonical(retry().on_refusal(OnRefusal::Retry)));
+fn gates_whose_refusals_are_tried_again_without_end_are_found() {
+    let policy = Policy::named("p")
+        .retry(retry().on_refusal(OnRefusal::Retry))
+        .gate(CircuitBreaker::builder())
+        .gate(Semaphore::permits(64))
+        .timeout(secs(1));
+    let mut all = found(policy);
+    all.retain(|(lint, _)| *lint != Lint::NoCallTimeout);
     all.sort_by_key(|(_, step)| *step);
-    assert_eq!(all, [3, 4, 5].map(|step| (Lint::RefusalsRetried, Some(step))));
+    assert_eq!(all, [2, 3].map(|step| (Lint::RefusalsRetried, Some(step))));
+    assert_eq!(found(canonical(retry().on_refusal(OnRefusal::Retry))), [], "a call's own limit ends it");
+}
+
+#[test]
+fn a_breaker_that_stays_open_for_longer_than_its_refusals_are_tried_again_is_found() {
+    let policy = |open: u64, on_refusal| {
+        Policy::named("p")
+            .timeout(secs(30))
+            .timeout(secs(2))
+            .retry(retry().on_refusal(on_refusal))
+            .gate(CircuitBreaker::builder().open_for(secs(open)))
+            .timeout(secs(1))
+    };
+    assert_eq!(found(policy(2, OnRefusal::Retry)), [(Lint::OpenOutlastsCall, Some(4))]);
+    assert_eq!(found(policy(1, OnRefusal::Retry)), []);
+    assert_eq!(found(policy(2, OnRefusal::Stop)), []);
+    let findings = policy(5, OnRefusal::Retry).build().unwrap().lint();
+    assert_eq!(
+        findings[0].to_string(),
+        "step 4: once open it stays so for 5s, and a call has 2s: to try its refusals again is no use"
+    );
 }
 
 #[test]

@@ -813,6 +813,8 @@ enum Op {
     Poll(usize),
     GiveBack(usize),
     Resize(u32),
+    Close,
+    Pass(Duration),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -823,6 +825,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<usize>().prop_map(Op::Poll),
         4 => any::<usize>().prop_map(Op::GiveBack),
         1 => (1_u32..6).prop_map(Op::Resize),
+        1 => prop_oneof![9 => (0_u64..15).prop_map(|time| Op::Pass(ms(time))), 1 => Just(Op::Close)],
     ]
 }
 
@@ -830,22 +833,32 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Default)]
 struct Model {
     limit: u32,
+    closed: bool,
     used: u32,
-    /// Who waits: its number and what it asks for.
-    waiting: VecDeque<(usize, u32)>,
+    now: Duration,
+    /// How long anybody waits.
+    patience: Duration,
+    waiting: VecDeque<Waits>,
     /// Who was served and has not noticed, and who was refused and has not noticed.
-    served: Vec<(usize, u32)>,
-    refused: Vec<(usize, u32)>,
+    served: Vec<Waits>,
+    refused: Vec<Waits>,
+}
+
+#[derive(Clone, Copy)]
+struct Waits {
+    number: usize,
+    cost: u32,
+    until: Duration,
 }
 
 impl Model {
     fn serve(&mut self) {
-        while let Some(&(number, cost)) = self.waiting.front() {
-            if cost > self.limit {
-                self.refused.push((number, cost));
-            } else if self.used + cost <= self.limit {
-                self.used += cost;
-                self.served.push((number, cost));
+        while let Some(&head) = self.waiting.front() {
+            if head.cost > self.limit {
+                self.refused.push(head);
+            } else if self.used + head.cost <= self.limit {
+                self.used += head.cost;
+                self.served.push(head);
             } else {
                 return;
             }
@@ -853,9 +866,61 @@ impl Model {
         }
     }
 
-    fn fits(&self, cost: u32) -> bool {
-        self.waiting.is_empty() && self.used + cost <= self.limit
+    fn close(&mut self) {
+        self.closed = true;
+        self.refused.extend(self.waiting.drain(..));
     }
+
+    fn fits(&self, cost: u32) -> bool {
+        !self.closed && self.waiting.is_empty() && self.used + cost <= self.limit
+    }
+
+    /// What a call hears that comes now: nothing if it has to wait.
+    fn come(&mut self, number: usize, cost: u32) -> Option<Result<(), Reason>> {
+        if self.closed {
+            Some(Err(Reason::Closed))
+        } else if cost > self.limit {
+            Some(Err(Reason::CostAboveLimit { cost, limit: self.limit }))
+        } else if self.fits(cost) {
+            self.used += cost;
+            Some(Ok(()))
+        } else {
+            self.waiting.push_back(Waits { number, cost, until: self.now + self.patience });
+            None
+        }
+    }
+
+    /// What a waiter hears that asks again.
+    fn poll(&mut self, number: usize) -> Option<Result<(), Reason>> {
+        if take(&mut self.served, number).is_some() {
+            return Some(Ok(()));
+        }
+        // Whoever was sent away comes anew: what holds now decides.
+        if let Some(waits) = take(&mut self.refused, number) {
+            return self.come(number, waits.cost);
+        }
+        let place = self.waiting.iter().position(|waits| waits.number == number)?;
+        if self.now < self.waiting[place].until {
+            return None;
+        }
+        self.waiting.remove(place);
+        self.serve();
+        Some(Err(Reason::QueueTimeout))
+    }
+
+    fn leave(&mut self, number: usize) {
+        if let Some(waits) = take(&mut self.served, number) {
+            self.used -= waits.cost;
+        }
+        take(&mut self.refused, number);
+        self.waiting.retain(|waits| waits.number != number);
+        self.serve();
+    }
+}
+
+fn take(list: &mut Vec<Waits>, number: usize) -> Option<Waits> {
+    let place = list.iter().position(|waits| waits.number == number)?;
+    Some(list.swap_remove(place))
 }
 
 proptest! {
@@ -863,31 +928,27 @@ proptest! {
 
     /// Law: it does what a naive list does, after each step.
     #[test]
-    fn the_semaphore_behaves_like_a_list_of_its_waiters(ops in proptest::collection::vec(op(), 0..80), limit in 1_u32..6) {
-        let semaphore = permits(limit);
-        let mut model = Model { limit, ..Model::default() };
-        let mut waiters: Vec<(usize, Waiter)> = Vec::new();
+    fn the_semaphore_behaves_like_a_list_of_its_waiters(
+        ops in proptest::collection::vec(op(), 0..80),
+        limit in 1_u32..6,
+        patience in prop_oneof![Just(Duration::MAX), Just(ms(20))],
+    ) {
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let _entered = clock.enter();
+        let semaphore = Semaphore::permits(limit).max_wait(patience).build().unwrap();
+        let mut model = Model { limit, patience: patience.min(ms(1_000_000)), ..Model::default() };
+        // With each its number and its cost.
+        let mut waiters: Vec<(usize, u32, Waiter)> = Vec::new();
         let mut guards: Vec<(u32, Guard)> = Vec::new();
         for (number, op) in ops.into_iter().enumerate() {
             match op {
                 Op::Come(cost) => {
                     let mut waiter = Waiter { acquire: Box::pin(semaphore.acquire_many(cost)), woken: Arc::default() };
-                    match waiter.poll() {
-                        None => {
-                            prop_assert!(!model.fits(cost) && cost <= model.limit);
-                            model.waiting.push_back((number, cost));
-                            waiters.push((number, waiter));
-                        }
-                        Some(Ok(guard)) => {
-                            prop_assert!(model.fits(cost));
-                            model.used += cost;
-                            guards.push((cost, guard));
-                        }
-                        Some(Err(refusal)) => {
-                            let limit = model.limit;
-                            prop_assert_eq!(refusal.reason(), Reason::CostAboveLimit { cost, limit });
-                            prop_assert!(cost > limit);
-                        }
+                    let end = waiter.poll();
+                    prop_assert_eq!(heard(end.as_ref()), model.come(number, cost));
+                    match end {
+                        None => waiters.push((number, cost, waiter)),
+                        Some(end) => guards.extend(end.map(|guard| (cost, guard))),
                     }
                 }
                 Op::Try(cost) => match semaphore.try_acquire_many(cost) {
@@ -899,51 +960,19 @@ proptest! {
                     Err(_) => prop_assert!(!model.fits(cost)),
                 },
                 Op::Leave(which) if !waiters.is_empty() => {
-                    let (number, waiter) = waiters.swap_remove(which % waiters.len());
+                    let (number, _, waiter) = waiters.swap_remove(which % waiters.len());
                     drop(waiter);
-                    if let Some(place) = model.served.iter().position(|(other, _)| *other == number) {
-                        model.used -= model.served.swap_remove(place).1;
-                    }
-                    model.waiting.retain(|(other, _)| *other != number);
-                    model.refused.retain(|(other, _)| *other != number);
-                    model.serve();
+                    model.leave(number);
                 }
                 Op::Poll(which) if !waiters.is_empty() => {
                     let place = which % waiters.len();
-                    let (number, waiter) = &mut waiters[place];
-                    let number = *number;
-                    // Whoever was too large for a while comes anew: what holds now decides.
-                    let anew = model.refused.iter().position(|(other, _)| *other == number);
-                    let anew = anew.map(|place| model.refused.swap_remove(place).1);
-                    match waiter.poll() {
-                        None => {
-                            if let Some(cost) = anew {
-                                prop_assert!(cost <= model.limit && !model.fits(cost));
-                                model.waiting.push_back((number, cost));
-                                waiter.woken = Arc::default();
-                                prop_assert!(waiter.poll().is_none());
-                            }
-                            prop_assert!(model.waiting.iter().any(|(other, _)| *other == number));
-                        }
-                        Some(Ok(guard)) => {
-                            let cost = if let Some(cost) = anew {
-                                prop_assert!(model.fits(cost));
-                                model.used += cost;
-                                cost
-                            } else {
-                                let served = model.served.iter().position(|(other, _)| *other == number);
-                                prop_assert!(served.is_some(), "served out of turn");
-                                model.served.swap_remove(served.unwrap()).1
-                            };
-                            guards.push((cost, guard));
-                            waiters.swap_remove(place);
-                        }
-                        Some(Err(refusal)) => {
-                            prop_assert!(anew.is_some_and(|cost| cost > model.limit), "refused for nothing");
-                            let (cost, limit) = (anew.unwrap(), model.limit);
-                            prop_assert_eq!(refusal.reason(), Reason::CostAboveLimit { cost, limit });
-                            waiters.swap_remove(place);
-                        }
+                    let (number, cost, waiter) = &mut waiters[place];
+                    waiter.woken = Arc::default();
+                    let end = waiter.poll();
+                    prop_assert_eq!(heard(end.as_ref()), model.poll(*number));
+                    if let Some(end) = end {
+                        guards.extend(end.map(|guard| (*cost, guard)));
+                        waiters.swap_remove(place);
                     }
                 }
                 Op::GiveBack(which) if !guards.is_empty() => {
@@ -957,17 +986,33 @@ proptest! {
                     model.limit = limit;
                     model.serve();
                 }
+                Op::Close => {
+                    semaphore.close();
+                    model.close();
+                }
+                Op::Pass(time) => {
+                    clock.block_on(advance(time));
+                    model.now += time;
+                }
                 Op::Leave(_) | Op::Poll(_) | Op::GiveBack(_) => {}
             }
             prop_assert_eq!(semaphore.in_use(), model.used);
             prop_assert_eq!(semaphore.queued() as usize, model.waiting.len());
             prop_assert_eq!(semaphore.available(), model.limit.saturating_sub(model.used));
-            for (number, waiter) in &waiters {
-                let told = !model.waiting.iter().any(|(other, _)| other == number);
-                prop_assert_eq!(waiter.woken() > 0, told, "woken exactly when there is news");
+            for (number, _, waiter) in &waiters {
+                match model.waiting.iter().find(|waits| waits.number == *number) {
+                    None => prop_assert!(waiter.woken() > 0, "there is news"),
+                    Some(waits) if model.now < waits.until => prop_assert_eq!(waiter.woken(), 0, "there is no news"),
+                    // Its timer may ring a tick later.
+                    Some(_) => {}
+                }
             }
         }
         drop((guards, waiters));
         prop_assert_eq!((semaphore.in_use(), semaphore.queued()), (0, 0));
     }
+}
+
+fn heard(end: Option<&Result<Guard, Refusal>>) -> Option<Result<(), Reason>> {
+    end.map(|end| end.as_ref().map(drop).map_err(Refusal::reason))
 }

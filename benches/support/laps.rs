@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use resile::{Call, Entry, Gate, Moment, Outcome, Pass, Policy, Times, Verdict};
+use resile::context::{self, Context};
+use resile::{Call, Cancel, Drain, Entry, Gate, Moment, Outcome, Pass, Policy, Times, Verdict};
 
 use super::succeed;
 
@@ -24,6 +25,7 @@ pub const ALL: &[Row] = &[
     ("ready/tokio timeout", tokio_ready),
     ("ready/no steps", || ready(super::no_steps())),
     ("ready/stack", || ready(super::stack())),
+    ("ready/stack in a context", in_a_context),
     ("pending/bare", || repeat(|| succeed!(super::pending()))),
     ("pending/tokio timeout", tokio_pending),
     ("pending/no steps", || pending(super::no_steps())),
@@ -38,6 +40,7 @@ pub const ALL: &[Row] = &[
     ("gates/bucket", || gate(super::bucket())),
     ("gates/semaphore", || gate(super::semaphore())),
     ("gates/breaker", || gate(super::breaker())),
+    ("gates/drain", || gate(Drain::new())),
 ];
 
 pub fn start(name: &str) -> Lap {
@@ -58,6 +61,13 @@ pub fn ready(policy: Policy) -> Lap {
 
 pub fn pending(policy: Policy) -> Lap {
     repeat(move || succeed!(policy.run(super::pending)))
+}
+
+/// A request of one call: its context is put around it too.
+fn in_a_context() -> Lap {
+    let (policy, client) = (super::stack(), Cancel::new());
+    let request = Context::new().deadline(Duration::from_secs(3600)).cancel(&client).key("tenant", 7_u32);
+    repeat(move || succeed!(context::scope(request.clone(), policy.run(super::ready))))
 }
 
 fn tokio_ready() -> Lap {

@@ -12,15 +12,20 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::table::{Report, Row};
 
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(160, 160, 160), RGBColor(214, 96, 77), RGBColor(67, 147, 195), RGBColor(27, 120, 55)];
+const COLOURS: [RGBColor; 5] = [
+    RGBColor(160, 160, 160),
+    RGBColor(214, 96, 77),
+    RGBColor(67, 147, 195),
+    RGBColor(27, 120, 55),
+    RGBColor(127, 191, 123),
+];
 const TITLE: i32 = 74;
 const LEFT: i32 = 150;
 /// A panel, and from one to the next, in pixels.
-const WIDTH: i32 = 164;
+const WIDTH: i32 = 205;
 const HEIGHT: i32 = 112;
-/// The room of one of four bars.
-const BAR: i32 = WIDTH / 4;
+/// The room of one of five bars.
+const BAR: i32 = WIDTH / 5;
 const STEP_RIGHT: usize = WIDTH as usize + 8;
 const STEP_DOWN: usize = HEIGHT as usize + 10;
 
@@ -84,7 +89,7 @@ pub fn draw(report: &Report, path: &Path) -> anyhow::Result<()> {
     let tops = || (TITLE..).step_by(STEP_DOWN);
     let columns = report.blocks.len();
     // One column alone must still hold the legend.
-    let width = LEFT as u32 + (columns * STEP_RIGHT).max(500) as u32 + 10;
+    let width = LEFT as u32 + (columns * STEP_RIGHT).max(600) as u32 + 10;
     let height = TITLE as u32 + (MEASURES.len() * STEP_DOWN) as u32 + 10;
     let root = SVGBackend::new(path, (width, height)).into_drawing_area();
     root.fill(&WHITE)?;

@@ -6,7 +6,8 @@
 //! | `bare` | one attempt, with the deadline as the client's timeout |
 //! | `naive` | a timeout for each attempt, and three retries at once, without thought |
 //! | `tower` | [`tower_stack`](crate::tower_stack): what tower has for this, put together with care |
-//! | `resile` | [`resile_policy`](crate::resile_policy): a policy in the canonical order |
+//! | `resile` | [`resile_policy`](crate::resile_policy): a policy in the canonical order, which uses its whole deadline |
+//! | `fail fast` | the same, but what a gate refuses is refused for good |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -16,6 +17,7 @@ use anyhow::Context as _;
 use futures::future::BoxFuture;
 use reqwest::StatusCode;
 use reqwest::header::RETRY_AFTER;
+use resile::OnRefusal;
 
 use crate::resile_policy::Resile;
 use crate::server;
@@ -69,15 +71,16 @@ pub trait Contender: Send + Sync {
 }
 
 /// The names, in the order of [`contender`].
-pub const NAMES: [&str; 4] = ["bare", "naive", "tower", "resile"];
+pub const NAMES: [&str; 5] = ["bare", "naive", "tower", "resile", "fail fast"];
 
 /// A contender with a client and a state of its own.
-pub fn contender(name: &str, target: &Target) -> anyhow::Result<Arc<dyn Contender>> {
+pub fn contender(name: &'static str, target: &Target) -> anyhow::Result<Arc<dyn Contender>> {
     Ok(match name {
         "bare" => Arc::new(Bare(Wire::new(target, Some(DEADLINE))?)),
         "naive" => Arc::new(Naive(Wire::new(target, Some(ATTEMPT))?)),
         "tower" => Arc::new(Tower::new(Wire::new(target, None)?)?),
-        "resile" => Arc::new(Resile::new(Wire::new(target, None)?)?),
+        "resile" => Arc::new(Resile::new(name, Wire::new(target, None)?, OnRefusal::Retry)?),
+        "fail fast" => Arc::new(Resile::new(name, Wire::new(target, None)?, OnRefusal::Stop)?),
         other => anyhow::bail!("there is no contender called {other:?}"),
     })
 }

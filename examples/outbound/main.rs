@@ -1,5 +1,5 @@
 //! Outbound calls through good and bad weather: a real HTTP server on loopback that is healthy, slow, overloaded,
-//! throttled, broken, gone, and back; called by a real HTTP client in four ways, so that you can see what a policy
+//! throttled, broken, gone, and back; called by a real HTTP client in five ways, so that you can see what a policy
 //! buys, and what it costs.
 //!
 //! ```text
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Every contender has a server, a client and a state of its own; the servers follow one [`script`] with one seed. All
-//! four run at the same time, at a rate that leaves the machine mostly idle; how late its timers were is measured and
+//! five run at the same time, at a rate that leaves the machine mostly idle; how late its timers were is measured and
 //! said, since nothing below that means anything. The numbers are printed as a [`table`] and drawn as a [`chart`].
 //!
 //! Exits with 0 if everything ended and nothing is held any more, 1 if not, 2 if the arguments make no sense.
@@ -161,7 +161,7 @@ async fn leftovers(lanes: &[Lane], stuck: usize) -> bool {
     for lane in lanes {
         if let Some(server) = &lane.server {
             println!(
-                "server of {:<7} {:>6} requests served in vain, for clients that had gone; {} still inside",
+                "server of {:<9} {:>6} requests served in vain, for clients that had gone; {} still inside",
                 lane.contender.name(),
                 server.in_vain(),
                 server.inside(),

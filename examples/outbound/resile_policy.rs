@@ -7,16 +7,16 @@
 //! The judge reads the status as well as the error: `503` and `429` say that the server is full, with `Retry-After` as
 //! the hint; other `5xx` and a broken connection may pass; other `4xx` won't.
 //!
-//! What the breaker refuses is refused for good: in an outage a caller knows within a millisecond that it had better use
-//! what it has instead. In return the breaker must notice quickly that the server is back, so it stays open for a small
-//! part of a caller's deadline only. The price is paid by the calls that were due in the last second of an outage: one
-//! that hangs on until the server is back succeeds, one that was refused does not.
-
-use std::time::Duration;
+//! It is here twice, and the two differ in one setting. `resile` comes back after a refusal as long as its deadline leaves
+//! room ([`OnRefusal::Retry`]): right for callers that have nothing better to do. `fail fast` leaves it at the default:
+//! in an outage a caller knows within a millisecond that it had better use what it has instead. What the one gains the
+//! other saves: of an outage's calls those are answered that are waiting when it ends.
+//!
+//! The breaker is told how short the callers' deadline is, and is otherwise as it comes.
 
 use futures::future::BoxFuture;
 use reqwest::StatusCode;
-use resile::{CircuitBreaker, Jitter, Policy, Retry, RetryBudget, Semaphore, TokenBucket, Verdict};
+use resile::{CircuitBreaker, Jitter, OnRefusal, Policy, Retry, RetryBudget, Semaphore, TokenBucket, Verdict};
 
 use crate::contenders::{
     ATTEMPT, Answer, Ask, BACKOFF, BACKOFF_MAX, BUDGET, BUDGET_FLOOR, Contender, DEADLINE, Ending, Held, PER_SECOND,
@@ -26,26 +26,24 @@ use crate::contenders::{
 /// The policy, and its semaphore once more, to ask what is held.
 #[derive(Debug)]
 pub struct Resile {
+    name: &'static str,
     wire: Wire,
     policy: Policy,
     permits: Semaphore,
 }
 
 impl Resile {
-    pub fn new(wire: Wire) -> anyhow::Result<Self> {
+    pub fn new(name: &'static str, wire: Wire, on_refusal: OnRefusal) -> anyhow::Result<Self> {
         let budget = RetryBudget::ratio(BUDGET).reserve_per_second(BUDGET_FLOOR).build()?;
-        let breaker = CircuitBreaker::builder()
-            .failure_rate(0.5)
-            .over(Duration::from_secs(2))
-            .min_calls(50)
-            .open_for(Duration::from_millis(100))
-            .max_open_for(Duration::from_millis(200))
-            .probe_lease(ATTEMPT);
+        // It shall notice an outage before the first callers have given up, and its end while they still wait.
+        let breaker = CircuitBreaker::builder().over(DEADLINE).open_for(DEADLINE / 10).max_open_for(DEADLINE / 10);
         // Equal jitter, because that is what tower's comes to: the two shall differ in the rest.
         let retry = Retry::exponential(BACKOFF)
             .jitter(Jitter::Equal)
             .max_delay(BACKOFF_MAX)
             .max_attempts(1 + RETRIES)
+            .min_attempt(ATTEMPT)
+            .on_refusal(on_refusal)
             .budget(budget);
         let permits = Semaphore::permits(PERMITS).max_queue(QUEUE).build()?;
         let policy = Policy::named("outbound")
@@ -56,13 +54,13 @@ impl Resile {
             .gate(permits.clone())
             .timeout(ATTEMPT)
             .build()?;
-        Ok(Self { wire, policy, permits })
+        Ok(Self { name, wire, policy, permits })
     }
 }
 
 impl Contender for Resile {
     fn name(&self) -> &'static str {
-        "resile"
+        self.name
     }
 
     fn call(&self, ask: Ask) -> BoxFuture<'_, Ending> {

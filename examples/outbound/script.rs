@@ -1,6 +1,6 @@
 //! The story that every server acts out: phases on a timeline, each with its own weather.
 //!
-//! A script is plain data and a pure function of the time since its start, so that four servers that were given the
+//! A script is plain data and a pure function of the time since its start, so that all servers that were given the
 //! same script, the same start and the same seed have the same good and bad moments.
 
 use std::time::Duration;

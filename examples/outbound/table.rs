@@ -60,12 +60,12 @@ impl fmt::Display for Report {
     }
 }
 
-const HEAD: &str = "              calls   in time       p50       p99     p99.9      lost   tries      load    /call   refused  outlived";
+const HEAD: &str = "               calls   in time       p50       p99     p99.9      lost   tries      load    /call   refused  outlived";
 
 fn line(row: &Row) -> Result<String, fmt::Error> {
     let tally = &row.tally;
     let mut line = String::new();
-    write!(line, "  {:<8} {:>8}  {:>6.2} %", row.name, tally.calls, 100.0 * tally.share(tally.good))?;
+    write!(line, "  {:<9} {:>8}  {:>6.2} %", row.name, tally.calls, 100.0 * tally.share(tally.good))?;
     for quantile in [0.5, 0.99, 0.999] {
         write!(line, " {:>9}", time(tally.quantile(quantile)))?;
     }

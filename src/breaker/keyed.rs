@@ -47,7 +47,7 @@ impl CircuitBreaker {
         }
         let no = self.change(|machine| {
             machine.tick(now);
-            machine.look()
+            machine.look(now)
         });
         no.map_or(Ok(()), |no| Err(self.refusal(no, now)))
     }

@@ -5,7 +5,7 @@ use std::sync::Mutex as PlainMutex;
 use ::loom::thread;
 
 use super::*;
-use crate::gate::Times;
+use crate::error::Reason;
 use crate::loom::{block_on, explore};
 use crate::verdict::Verdict;
 

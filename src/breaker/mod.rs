@@ -35,11 +35,11 @@
 //! | setting | default | why |
 //! | --- | --- | --- |
 //! | [`failure_rate`](BreakerBuilder::failure_rate) | 0.5 | half of the calls failing is an outage, a tenth is a bad day |
-//! | [`over`](BreakerBuilder::over) | 30 s | long enough to hold the minimum, short enough to forget |
+//! | [`over`](BreakerBuilder::over) | 10 s | long enough to hold the minimum, short enough to forget; see below |
 //! | [`min_calls`](BreakerBuilder::min_calls) | 20 | a rate of fewer is noise |
 //! | [`slow_calls`](BreakerBuilder::slow_calls) | none | what is slow is for you to say |
 //! | [`consecutive_failures`](BreakerBuilder::consecutive_failures) | none | for peers with few calls |
-//! | [`open_for`](BreakerBuilder::open_for) | 5 s, doubling to 60 s | a restart takes seconds; an outage need not be asked often |
+//! | [`open_for`](BreakerBuilder::open_for) | 500 ms, doubling to 5 s | every second after the peer is back is an outage of the breaker's own; see below |
 //! | [`open_jitter`](BreakerBuilder::open_jitter) | 0.1 | so that a fleet does not probe at once |
 //! | [`probes`](BreakerBuilder::probes) | 3 | one lucky answer is no proof |
 //! | [`half_open_for`](BreakerBuilder::half_open_for) | 60 s | probes that don't come back are an answer too |
@@ -57,6 +57,26 @@
 //! Half-open admits `probes` calls and judges them by ratio, as soon as the rest can't change the verdict. Results of
 //! calls that were let in under an earlier state move nothing. (A good call that is being counted in the very moment in
 //! which the state changes may be counted in the next one.)
+//!
+//! An open circuit refuses with the time at which it will be half open. While all probes are on their way, nobody knows
+//! when they will be answered; most likely after about the length of a call. The advice then is a quarter of the time that
+//! the youngest has been out already, and at most the end of the first lease. (The lease alone would send callers away for
+//! far too long: it is there for peers that hang.)
+//!
+//! # Choosing the times
+//!
+//! The defaults are for a service in between; two questions say what yours needs.
+//!
+//! *How soon must an outage be noticed?* After steady traffic it takes `failure_rate` times `over`, however many calls
+//! there are: 5 s as it is. Failures that pass sooner don't open the circuit. About one to two whole-call timeouts is a
+//! good window where those are short, as long as it holds `min_calls`.
+//!
+//! *How soon must its end be noticed?* Up to one open period later, and until then the breaker refuses calls that would
+//! have gone well. A period that is longer than the callers' deadline also means that whoever was refused can't come back
+//! in time ([`OnRefusal::Retry`](crate::OnRefusal::Retry)). Long periods buy little: a peer that is down sees `probes`
+//! calls per period and client, which at the longest default is less than one a second. Callers with a short deadline and
+//! much traffic are served well by a tenth of the deadline, without growth (`max_open_for` the same); a fleet of many
+//! clients with few calls each wants longer periods, since together their probes are a load.
 //!
 //! # Cancellation
 //!
@@ -86,8 +106,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::call::Call;
-use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
-use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
+use crate::error::{ConfigError, Faults, Name, Refusal};
+use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Times};
 use crate::guard::guarded;
 use crate::internal::rng::entropy;
 use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
@@ -98,10 +118,13 @@ use state::{Admission, Machine, No, Settings, UNCOUNTED};
 use tally::{Counts, Ring, Sample, Tally};
 
 const DEFAULT_RATE: f64 = 0.5;
-const DEFAULT_OVER: Duration = Duration::from_secs(30);
+/// At the default rate an outage is noticed after half of it.
+const DEFAULT_OVER: Duration = Duration::from_secs(10);
 const DEFAULT_MIN_CALLS: u32 = 20;
-const DEFAULT_OPEN_FOR: Duration = Duration::from_secs(5);
-const DEFAULT_MAX_OPEN: Duration = Duration::from_secs(60);
+/// Long enough for a failover or a lost connection, and within what most callers wait.
+const DEFAULT_OPEN_FOR: Duration = Duration::from_millis(500);
+/// Others stay open for this long or longer from the first time on. It is the most that an outage is drawn out.
+const DEFAULT_MAX_OPEN: Duration = Duration::from_secs(5);
 const DEFAULT_GROWTH: f64 = 2.0;
 const DEFAULT_JITTER: f64 = 0.1;
 const DEFAULT_PROBES: u32 = 3;
@@ -225,7 +248,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// Counts over the last stretch of time, 1 ms to 1 h.
+    /// Counts over the last stretch of time, 1 ms to 1 h: 10 s unless said.
     pub const fn over(mut self, time: Duration) -> Self {
         self.over = Over::Time(time);
         self
@@ -271,7 +294,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// How long it stays open the first time, 1 ms to 24 h.
+    /// How long it stays open the first time, 1 ms to 24 h: 500 ms unless said.
     pub const fn open_for(mut self, period: Duration) -> Self {
         self.open_for = period;
         self
@@ -283,7 +306,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// The longest period, up to 24 h. A shorter one than `open_for` counts as that.
+    /// The longest period, up to 24 h: 5 s unless said. A shorter one than `open_for` counts as that.
     pub const fn max_open_for(mut self, period: Duration) -> Self {
         self.max_open_for = period;
         self
@@ -460,7 +483,7 @@ impl IntoGate for BreakerBuilder {
 guarded!(CircuitBreaker, "passage");
 
 impl CircuitBreaker {
-    /// Begins a breaker. As it is it opens at half of at least 20 calls failing within 30 s.
+    /// Begins a breaker. As it is it opens at half of at least 20 calls failing within 10 s.
     pub const fn builder() -> BreakerBuilder {
         BreakerBuilder {
             failure_rate: None,
@@ -560,6 +583,11 @@ impl CircuitBreaker {
         }
     }
 
+    /// How long it stays open the first time, for `lint`.
+    pub(crate) fn open_for(&self) -> Duration {
+        Duration::from_nanos(self.0.machine.lock().open_for())
+    }
+
     /// Changes the machine under the lock, then tells the word, and after the lock is released the world.
     fn change<R>(&self, change: impl FnOnce(&mut Machine) -> R) -> R {
         let mut machine = self.0.machine.lock();
@@ -652,29 +680,30 @@ impl CircuitBreaker {
         });
     }
 
-    #[inline]
-    pub(crate) fn hear(&self, pass: &Pass, outcome: &Outcome) {
-        let [generation, probe] = pass.words();
+    /// What almost all calls end in, apart from the rest: the peer is well.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured: a sixth of what counting a call costs")]
+    pub(crate) fn hear_good(&self, generation: u64, probe: u64, times: Times) {
+        let quick = times.ended.nanos_since(times.started) < self.0.rules.slow_after;
+        if probe != 0 || !quick {
+            return self.hear(generation, probe, &Outcome::Judged(Verdict::Success, times));
+        }
+        if self.0.word.load(Acquire) == generation << CODE_BITS | CLOSED {
+            self.0.tally.add_good(times.ended);
+            if self.0.streak.load(Relaxed) > 0 {
+                self.0.streak.store(0, Relaxed);
+            }
+        }
+    }
+
+    #[cold]
+    pub(crate) fn hear(&self, generation: u64, probe: u64, outcome: &Outcome) {
         if probe != 0 {
             return self.leave_unclosed(Admission { generation, probe }, outcome);
         }
-        if self.0.word.load(Acquire) != generation << CODE_BITS | CLOSED {
-            return;
-        }
-        match outcome {
-            // What almost all calls end in, apart from the rest.
-            Outcome::Judged(Verdict::Success | Verdict::Permanent, times)
-                if times.ended.nanos_since(times.started) < self.0.rules.slow_after =>
-            {
-                self.0.tally.add_good(times.ended);
-                if self.0.streak.load(Relaxed) > 0 {
-                    self.0.streak.store(0, Relaxed);
-                }
-            }
-            outcome => {
-                if let Some((sample, now)) = self.sample(outcome) {
-                    self.judge(generation, sample, now);
-                }
+        if self.0.word.load(Acquire) == generation << CODE_BITS | CLOSED {
+            if let Some((sample, now)) = self.sample(outcome) {
+                self.judge(generation, sample, now);
             }
         }
     }
@@ -700,7 +729,11 @@ impl Gate for CircuitBreaker {
 
     #[inline]
     fn leave(&self, pass: Pass, outcome: Outcome) {
-        self.hear(&pass, &outcome);
+        let [generation, probe] = pass.words();
+        match outcome {
+            Outcome::Judged(Verdict::Success | Verdict::Permanent, times) => self.hear_good(generation, probe, times),
+            outcome => self.hear(generation, probe, &outcome),
+        }
     }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
@@ -711,17 +744,14 @@ impl Gate for CircuitBreaker {
         }
         // Nobody passes from a queue into a peer whose circuit has opened meanwhile.
         let now = call.now();
-        let (state, at) = self.change(|machine| {
+        let (state, no) = self.change(|machine| {
             machine.tick(now);
-            (machine.state(), machine.due())
+            (machine.state(), machine.no(now))
         });
-        let reason = match state {
-            State::Closed | State::ForcedClosed => return Ok(()),
-            State::Open => Reason::CircuitOpen,
-            State::HalfOpen => Reason::Probing,
-            State::ForcedOpen => Reason::ForcedOpen,
-        };
-        Err(self.refusal(No { reason, at }, now))
+        match state {
+            State::Closed | State::ForcedClosed => Ok(()),
+            State::Open | State::HalfOpen | State::ForcedOpen => Err(self.refusal(no, now)),
+        }
     }
 
     fn look(&self, call: &Call) -> Result<(), Refusal> {

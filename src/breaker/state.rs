@@ -13,6 +13,9 @@ use crate::error::Reason;
 use crate::internal::rng::{mix, up_to};
 use crate::internal::time::Moment;
 
+/// The least advice while probes are on their way: the timer's grain.
+const SOONEST: u64 = 1_000_000;
+
 /// Checked settings, times in nanoseconds.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -47,6 +50,15 @@ struct HalfOpen {
     bad: u32,
 }
 
+impl HalfOpen {
+    /// When to ask again, at the latest when the clock alone frees a place.
+    fn advice(&self, now: Moment, lease: u64) -> Moment {
+        let ends = self.probes.iter().map(|probe| probe.lease);
+        let out = ends.clone().max().map_or(0, |youngest| lease.saturating_sub(youngest.nanos_since(now)));
+        now.plus_nanos((out / 4).max(SOONEST)).min(ends.min().unwrap_or(Moment::NEVER)).min(self.expires)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Probe {
     id: u64,
@@ -67,7 +79,7 @@ pub(super) const UNCOUNTED: Admission = Admission { generation: u64::MAX, probe:
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct No {
     pub(super) reason: Reason,
-    /// When it makes sense to come back.
+    /// When it makes sense to come back; `NEVER` if nobody knows.
     pub(super) at: Moment,
 }
 
@@ -111,6 +123,10 @@ impl Machine {
         }
     }
 
+    pub(super) fn open_for(&self) -> u64 {
+        self.settings.open_for
+    }
+
     /// The next moment at which the clock alone changes the state.
     pub(super) fn due(&self) -> Moment {
         match &self.phase {
@@ -142,7 +158,7 @@ impl Machine {
 
     pub(super) fn admit(&mut self, now: Moment) -> Result<Admission, No> {
         self.tick(now);
-        if let Some(no) = self.look() {
+        if let Some(no) = self.look(now) {
             return Err(no);
         }
         let generation = self.generation;
@@ -162,17 +178,28 @@ impl Machine {
     }
 
     /// Why a call would not be let in, as of the last tick.
-    pub(super) fn look(&self) -> Option<No> {
-        match &self.phase {
-            Phase::Closed | Phase::ForcedClosed => None,
-            Phase::ForcedOpen => Some(No { reason: Reason::ForcedOpen, at: Moment::NEVER }),
-            Phase::Open { until } => Some(No { reason: Reason::CircuitOpen, at: *until }),
-            Phase::HalfOpen(half) if half.good + half.bad + (half.probes.len() as u32) < self.settings.probes => None,
-            Phase::HalfOpen(half) => {
-                let lease = half.probes.iter().map(|probe| probe.lease).min().unwrap_or(half.expires);
-                Some(No { reason: Reason::Probing, at: lease.min(half.expires) })
-            }
-        }
+    pub(super) fn look(&self, now: Moment) -> Option<No> {
+        let willing = match &self.phase {
+            Phase::Closed | Phase::ForcedClosed => true,
+            Phase::ForcedOpen | Phase::Open { .. } => false,
+            Phase::HalfOpen(half) => half.good + half.bad + (half.probes.len() as u32) < self.settings.probes,
+        };
+        (!willing).then(|| self.no(now))
+    }
+
+    /// What a call is told that is not let in.
+    ///
+    /// While probes are on their way nobody knows when they will be answered. What is told is a quarter of the time that
+    /// the youngest of them has been out: whoever heeds it comes a quarter too late at worst and asks a few times only,
+    /// and the longer the peer is silent the longer its callers are sent away.
+    pub(super) fn no(&self, now: Moment) -> No {
+        let (reason, at) = match &self.phase {
+            Phase::Open { until } => (Reason::CircuitOpen, *until),
+            Phase::ForcedOpen => (Reason::ForcedOpen, Moment::NEVER),
+            Phase::HalfOpen(half) => (Reason::Probing, half.advice(now, self.settings.lease)),
+            Phase::Closed | Phase::ForcedClosed => (Reason::Probing, now),
+        };
+        No { reason, at }
     }
 
     /// A probe comes back: with a verdict (`true` is good), or with none.
@@ -270,7 +297,20 @@ mod tests {
         assert!(machine.admit(Moment::at(now)).is_ok());
         assert!(machine.admit(Moment::at(now)).is_ok());
         let no = machine.admit(Moment::at(now + 1)).unwrap_err();
-        assert_eq!((no.reason, no.at), (Reason::Probing, Moment::at(now + 10 * S)));
+        assert_eq!((no.reason, no.at), (Reason::Probing, Moment::at(now + 1 + SOONEST)));
+    }
+
+    #[test]
+    fn the_advice_while_probing_grows_with_the_wait_and_ends_with_the_first_lease() {
+        let (mut machine, now) = half_open(settings());
+        let _ = machine.admit(Moment::at(now));
+        let _ = machine.admit(Moment::at(now + S));
+        let mut advice =
+            |after: u64| machine.admit(Moment::at(now + after)).unwrap_err().at.nanos_since(Moment::at(now));
+        assert_eq!(advice(2 * S), 2 * S + S / 4, "the younger probe has been out for one second");
+        assert_eq!(advice(5 * S), 6 * S);
+        assert_eq!(advice(9 * S), 10 * S, "then the first lease ends");
+        assert_eq!(advice(10 * S - 1), 10 * S);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 pub(crate) mod queue;
 pub(crate) mod rng;
+pub(crate) mod seldom;
 pub(crate) mod slab;
+pub(crate) mod stripe;
 pub(crate) mod sync;
 pub(crate) mod time;
 pub(crate) mod window;

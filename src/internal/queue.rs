@@ -1,18 +1,21 @@
 //! The one waiter queue: who waits, in which order, and who has been served but has not noticed yet.
 //!
-//! The queue is a linked list through a slab, kept under its owner's mutex. It knows nothing of permits or tokens: the
+//! The queue is a ring in the order of arrival, kept under its owner's mutex. It knows nothing of permits or tokens: the
 //! owner decides when the head fits and calls [`Queue::serve_head`].
 //!
-//! 1. A waiter is in the list exactly while it is `Waiting`; its slot lives until its owner removes it.
-//! 2. A served waiter's grant belongs to its slot: whoever removes a `Served` slot without using it must give it back.
-//! 3. Wakers are cloned, woken and dropped outside of the lock: those are user code.
-//! 4. Keys carry a generation, so a slot that was used again is never mistaken for the old waiter's.
+//! 1. Waiters are numbered as they come and served in that order, so a number below that of the first waiter is one that
+//!    was served, or that left, or is among the few rejected ones that are remembered until they have noticed.
+//! 2. Hence [`Queue::progress`] is all that a waiter needs to see that it was served. The owner publishes it in an atomic,
+//!    and the waiter takes no lock.
+//! 3. A served waiter's grant belongs to its key: whoever has the key and doesn't use it must give the grant back.
+//! 4. Wakers are cloned, woken and dropped outside of the lock: those are user code.
+//! 5. Who leaves from the middle leaves an empty place in the ring. The first place is never empty, and the ring grows
+//!    only while more than three quarters of its places are taken.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::task::Waker;
 
-use smallvec::SmallVec;
-
-const NIL: u32 = u32::MAX;
+use super::time::Moment;
 
 /// How many may stand in a queue unless told otherwise.
 ///
@@ -22,68 +25,65 @@ pub(crate) const DEFAULT_MAX_QUEUE: u32 = 16_384;
 /// The longest queue that can be asked for.
 pub(crate) const LONGEST_QUEUE: u32 = 1 << 24;
 
-/// A place in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key {
-    index: u32,
-    generation: u32,
-}
+/// Set in a queue's progress while somebody was rejected and has not noticed.
+const REJECTIONS: u64 = 1 << 63;
+
+/// A waiter's number: at one in a nanosecond they last for three centuries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key(u64);
 
 impl Key {
-    pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.index) << 32 | u64::from(self.generation)
+    pub(crate) const fn to_bits(self) -> u64 {
+        self.0
     }
 
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        Self { index: (bits >> 32) as u32, generation: bits as u32 }
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Whether a queue that has come so far has served this waiter. If not, its lock is needed to know more.
+    #[inline]
+    pub(crate) const fn is_served(self, progress: u64) -> bool {
+        self.0 < progress && progress < REJECTIONS
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// In the list; `head` if nobody stands before it.
+    /// In the queue; `head` if nobody stands before it.
     Waiting { head: bool },
-    /// Taken out of the list with what it asked for.
+    /// Taken out of the queue with what it asked for.
     Served,
-    /// Taken out of the list because it can never be served.
-    Rejected,
-    /// No such waiter (any more).
-    Gone,
-}
-
-#[derive(Debug)]
-enum State {
-    Free,
-    Waiting,
-    Served,
+    /// Taken out of the queue because it can never be served.
     Rejected,
 }
 
 #[derive(Debug)]
-struct Slot {
-    state: State,
-    generation: u32,
-    need: u32,
-    before: u32,
-    /// The next waiter, or the next free slot.
-    after: u32,
+struct Place {
+    key: Key,
+    /// When the waiter means to give up, for owners that ask.
+    until: Moment,
     waker: Option<Waker>,
+    need: u32,
+    /// The waiter has left.
+    empty: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    slots: Vec<Slot>,
-    free: u32,
-    head: u32,
-    tail: u32,
+    places: VecDeque<Place>,
+    /// How many places are taken.
     len: u32,
+    /// The number of the next to come.
+    next: u64,
     /// What all waiters together ask for.
     weight: u64,
+    rejected: BTreeSet<Key>,
 }
 
 impl Queue {
     pub(crate) const fn new() -> Self {
-        Self { slots: Vec::new(), free: NIL, head: NIL, tail: NIL, len: 0, weight: 0 }
+        Self { places: VecDeque::new(), len: 0, next: 0, weight: 0, rejected: BTreeSet::new() }
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -98,151 +98,155 @@ impl Queue {
         self.weight
     }
 
+    /// How far the queue has come: see invariants 1 and 2.
+    pub(crate) fn progress(&self) -> u64 {
+        let Key(first) = self.first();
+        if self.rejected.is_empty() { first } else { first | REJECTIONS }
+    }
+
     /// Appends a waiter. The owner has checked its bound.
-    pub(crate) fn push(&mut self, need: u32) -> Key {
-        let index = self.take_slot();
-        let before = self.tail;
-        let slot = &mut self.slots[index as usize];
-        slot.state = State::Waiting;
-        slot.need = need;
-        slot.before = before;
-        slot.after = NIL;
-        let generation = slot.generation;
-        match before {
-            NIL => self.head = index,
-            before => self.slots[before as usize].after = index,
+    pub(crate) fn push(&mut self, need: u32, until: Moment, waker: Option<Waker>) -> Key {
+        if self.places.len() == self.places.capacity() && self.len as usize <= self.places.len() / 4 * 3 {
+            self.places.retain(|place| !place.empty);
         }
-        self.tail = index;
+        let key = Key(self.next);
+        self.places.push_back(Place { key, until, waker, need, empty: false });
+        self.next += 1;
         self.len += 1;
         self.weight += u64::from(need);
-        Key { index, generation }
+        key
     }
 
     /// What the first waiter asks for.
     pub(crate) fn head(&self) -> Option<u32> {
-        (self.head != NIL).then(|| self.slots[self.head as usize].need)
+        self.places.front().map(|place| place.need)
     }
 
-    /// Takes the first waiter out of the list with its grant; its waker is to be woken after the lock is released.
+    /// Takes the first waiter out with its grant; its waker is to be woken after the lock is released.
     pub(crate) fn serve_head(&mut self) -> Option<Waker> {
-        self.settle_head(State::Served)
+        self.pop()?.waker
     }
 
-    /// Takes the first waiter out of the list with a refusal.
+    /// Takes the first waiter out with a refusal.
     pub(crate) fn reject_head(&mut self) -> Option<Waker> {
-        self.settle_head(State::Rejected)
+        let place = self.pop()?;
+        self.rejected.insert(place.key);
+        place.waker
     }
 
-    fn settle_head(&mut self, state: State) -> Option<Waker> {
-        let index = self.head;
-        if index == NIL {
-            return None;
+    fn pop(&mut self) -> Option<Place> {
+        let place = self.places.pop_front()?;
+        self.len -= 1;
+        self.weight -= u64::from(place.need);
+        self.skip_empty();
+        Some(place)
+    }
+
+    fn skip_empty(&mut self) {
+        while self.places.front().is_some_and(|place| place.empty) {
+            self.places.pop_front();
         }
-        self.unlink(index);
-        let slot = &mut self.slots[index as usize];
-        slot.state = state;
-        slot.waker.take()
     }
 
     /// The first waiter's waker, to tell it that it has become the first. It leaves a new one when it polls.
     pub(crate) fn take_head_waker(&mut self) -> Option<Waker> {
-        (self.head != NIL).then(|| self.slots[self.head as usize].waker.take()).flatten()
+        self.places.front_mut()?.waker.take()
     }
 
+    /// What a waiter has come to. Who has left is as good as rejected.
     pub(crate) fn status(&self, key: Key) -> Status {
-        match self.find(key) {
-            None => Status::Gone,
-            Some(slot) => match slot.state {
-                State::Waiting => Status::Waiting { head: self.head == key.index },
-                State::Served => Status::Served,
-                State::Rejected => Status::Rejected,
-                State::Free => Status::Gone,
-            },
+        let first = self.first();
+        if key == first && !self.is_empty() {
+            Status::Waiting { head: true }
+        } else if key < first && !self.rejected.contains(&key) {
+            Status::Served
+        } else if self.find(key).is_some() {
+            Status::Waiting { head: false }
+        } else {
+            Status::Rejected
         }
+    }
+
+    /// The number of the first waiter, or of the next to come.
+    fn first(&self) -> Key {
+        self.places.front().map_or(Key(self.next), |place| place.key)
+    }
+
+    /// When a waiter means to give up.
+    pub(crate) fn until(&self, key: Key) -> Moment {
+        self.find(key).map_or(Moment::NEVER, |index| self.places[index].until)
     }
 
     /// Leaves a waker, and takes back whichever one is not needed: to be dropped after the lock is released.
     #[must_use]
     pub(crate) fn leave_waker(&mut self, key: Key, waker: Waker) -> Option<Waker> {
-        match self.slots.get_mut(key.index as usize) {
-            Some(slot) if slot.generation == key.generation => match &slot.waker {
-                Some(old) if old.will_wake(&waker) => Some(waker),
-                _ => slot.waker.replace(waker),
-            },
-            _ => Some(waker),
+        let Some(index) = self.find(key) else { return Some(waker) };
+        match &mut self.places[index].waker {
+            Some(old) if old.will_wake(&waker) => Some(waker),
+            place => place.replace(waker),
         }
     }
 
     /// Ends a wait: what the waiter had come to, and its waker, to be dropped after the lock is released.
-    pub(crate) fn remove(&mut self, key: Key) -> (Status, u32, Option<Waker>) {
+    pub(crate) fn remove(&mut self, key: Key) -> (Status, Option<Waker>) {
         let status = self.status(key);
-        if status == Status::Gone {
-            return (status, 0, None);
+        let mut waker = None;
+        match status {
+            Status::Waiting { head: true } => waker = self.serve_head(),
+            Status::Waiting { head: false } => {
+                if let Some(index) = self.find(key) {
+                    let place = &mut self.places[index];
+                    place.empty = true;
+                    waker = place.waker.take();
+                    self.len -= 1;
+                    self.weight -= u64::from(place.need);
+                }
+            }
+            Status::Rejected => {
+                self.rejected.remove(&key);
+            }
+            Status::Served => {}
         }
-        if matches!(status, Status::Waiting { .. }) {
-            self.unlink(key.index);
-        }
-        let free = self.free;
-        let slot = &mut self.slots[key.index as usize];
-        let waker = slot.waker.take();
-        let need = slot.need;
-        slot.state = State::Free;
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.after = free;
-        self.free = key.index;
-        (status, need, waker)
+        (status, waker)
     }
 
-    fn find(&self, key: Key) -> Option<&Slot> {
-        self.slots.get(key.index as usize).filter(|slot| slot.generation == key.generation)
-    }
-
-    fn take_slot(&mut self) -> u32 {
-        if self.free != NIL {
-            let index = self.free;
-            self.free = self.slots[index as usize].after;
-            return index;
-        }
-        let index = self.slots.len() as u32;
-        self.slots.push(Slot { state: State::Free, generation: 0, need: 0, before: NIL, after: NIL, waker: None });
-        index
-    }
-
-    fn unlink(&mut self, index: u32) {
-        let (before, after, need) = {
-            let slot = &self.slots[index as usize];
-            (slot.before, slot.after, slot.need)
-        };
-        match before {
-            NIL => self.head = after,
-            before => self.slots[before as usize].after = after,
-        }
-        match after {
-            NIL => self.tail = before,
-            after => self.slots[after as usize].before = before,
-        }
-        self.len -= 1;
-        self.weight -= u64::from(need);
+    /// Where a waiter stands in the ring.
+    fn find(&self, key: Key) -> Option<usize> {
+        let index = self.places.binary_search_by_key(&key, |place| place.key).ok()?;
+        (!self.places[index].empty).then_some(index)
     }
 }
 
-/// Wakers collected under a lock, to be woken in order once it is released.
+/// Wakers collected under a lock, to be woken in order once it is released. Mostly it is one.
 #[derive(Debug, Default)]
-pub(crate) struct WakeList(SmallVec<[Waker; 4]>);
+pub(crate) struct WakeList {
+    first: Option<Waker>,
+    others: Vec<Waker>,
+}
 
 impl WakeList {
+    #[inline]
     pub(crate) fn push(&mut self, waker: Option<Waker>) {
-        self.0.extend(waker);
+        if self.first.is_none() {
+            self.first = waker;
+        } else {
+            self.others.extend(waker);
+        }
     }
 
     /// Wakes all. Call it with no lock held.
+    #[inline]
     pub(crate) fn wake(mut self) {
-        self.0.reverse();
+        self.others.reverse();
         self.wake_rest();
     }
 
+    #[inline]
     fn wake_rest(&mut self) {
-        while let Some(waker) = self.0.pop() {
+        if let Some(first) = self.first.take() {
+            first.wake();
+        }
+        while let Some(waker) = self.others.pop() {
             waker.wake();
         }
     }
@@ -266,7 +270,7 @@ mod tests {
     #[test]
     fn waiters_are_served_in_order_and_leave_nothing_behind() {
         let mut queue = Queue::new();
-        let keys: Vec<Key> = (1..=3).map(|need| queue.push(need)).collect();
+        let keys: Vec<Key> = (1..=3).map(|need| queue.push(need, Moment::NEVER, None)).collect();
         assert_eq!(queue.head(), Some(1));
         assert_eq!(queue.remove(keys[1]).0, Status::Waiting { head: false });
         queue.serve_head();
@@ -275,7 +279,58 @@ mod tests {
         queue.reject_head();
         assert_eq!(queue.remove(keys[2]).0, Status::Rejected);
         assert_eq!((queue.len(), queue.weight()), (0, 0));
-        assert_eq!(queue.remove(keys[2]).0, Status::Gone);
+        assert!(queue.places.is_empty() && queue.rejected.is_empty());
+    }
+
+    #[test]
+    fn a_place_takes_forty_bytes() {
+        assert_eq!(size_of::<Place>(), 40);
+    }
+
+    #[test]
+    fn those_who_come_and_go_behind_one_who_stays_take_no_memory() {
+        let mut queue = Queue::new();
+        let first = queue.push(1, Moment::NEVER, None);
+        for _ in 0..1000 {
+            let key = queue.push(1, Moment::NEVER, None);
+            queue.remove(key);
+        }
+        assert!(queue.places.capacity() <= 8, "{}", queue.places.capacity());
+        assert_eq!(queue.status(first), Status::Waiting { head: true });
+    }
+
+    #[test]
+    fn the_ring_grows_only_while_three_quarters_of_it_are_taken() {
+        let mut queue = Queue::new();
+        let mut keys = VecDeque::new();
+        let mut most = 0;
+        for round in 0..10_000_u32 {
+            keys.push_back(queue.push(1, Moment::NEVER, None));
+            // Leaves one from the middle, mostly.
+            if round % 10 > 0 && keys.len() > 200 {
+                queue.remove(keys.remove(keys.len() / 2).unwrap());
+            }
+            if keys.len() > 300 {
+                queue.serve_head();
+                keys.pop_front();
+            }
+            most = most.max(keys.len());
+            assert_eq!(queue.len() as usize, keys.len());
+            assert!(queue.places.capacity() <= (most * 8 / 3).max(4), "{} for {most}", queue.places.capacity());
+        }
+    }
+
+    #[test]
+    fn whoever_was_rejected_keeps_the_others_from_seeing_their_grant_only_until_it_knows() {
+        let mut queue = Queue::new();
+        let [served, rejected] = [1, 2].map(|need| queue.push(need, Moment::NEVER, None));
+        queue.serve_head();
+        assert!(served.is_served(queue.progress()) && !rejected.is_served(queue.progress()));
+        queue.reject_head();
+        assert!(!served.is_served(queue.progress()) && !rejected.is_served(queue.progress()));
+        assert_eq!(queue.status(served), Status::Served);
+        queue.remove(rejected);
+        assert!(served.is_served(queue.progress()));
     }
 
     #[test]
@@ -334,7 +389,7 @@ mod tests {
             for op in ops {
                 match op {
                     Op::Push(need) => {
-                        let key = queue.push(need);
+                        let key = queue.push(need, Moment::NEVER, None);
                         prop_assert!(all.iter().all(|(other, _)| *other != key), "a key was given twice");
                         list.push_back((key, need));
                         all.push((key, Status::Waiting { head: false }));
@@ -352,10 +407,11 @@ mod tests {
                         }
                     }
                     Op::Remove(which) if !all.is_empty() => {
-                        let key = all[which % all.len()].0;
-                        queue.remove(key);
+                        // A key is used up by its removal.
+                        let (key, status) = all.swap_remove(which % all.len());
+                        let removed = queue.remove(key).0;
+                        prop_assert_eq!(std::mem::discriminant(&removed), std::mem::discriminant(&status));
                         list.retain(|(other, _)| *other != key);
-                        settle(&mut all, key, Status::Gone);
                     }
                     Op::Remove(_) => {}
                 }
@@ -368,6 +424,9 @@ mod tests {
                         other => *other,
                     };
                     prop_assert_eq!(queue.status(*key), expected);
+                    let seen = key.is_served(queue.progress());
+                    let rejections = all.iter().any(|(_, status)| *status == Status::Rejected);
+                    prop_assert_eq!(seen, expected == Status::Served && !rejections);
                 }
             }
         }

@@ -55,8 +55,14 @@ impl Moment {
         match instant.checked_duration_since(anchor()) {
             // No clock that ticks gets as far as the cast could cut.
             Some(after) => Self(ORIGIN.saturating_add(after.as_nanos() as u64)),
-            None => instant.into(),
+            None => Self::early(instant),
         }
+    }
+
+    /// Of an instant before the anchor; away from the path that almost all readings take.
+    #[cold]
+    fn early(instant: std::time::Instant) -> Self {
+        instant.into()
     }
 
     /// The time from `earlier` to here, or zero if `earlier` is later.

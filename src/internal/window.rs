@@ -2,14 +2,16 @@
 //!
 //! The stretch is cut into [`SLICES`] slices. A counter of a slice is one word that carries the slice's number beside
 //! its count, so a word from a lap ago is seen as stale and started again by whoever adds next: nobody sweeps. Threads
-//! add to stripes of their own; only a reader, who comes when something has failed, walks them all.
+//! add to [stripes](super::stripe) of their own; only a reader, who comes when something has failed, walks them all.
 //!
-//! 1. A word changes by compare-and-swap only, so an add never lands in a slice it was not meant for.
+//! 1. A stripe that a thread owns is written by that thread alone: it loads and stores. The words of the shared stripe
+//!    change by compare-and-swap. So an add never lands in a slice it was not meant for, and none is lost.
 //! 2. A window covers the running slice and the 15 before it: between 15/16 of its length and the whole of it.
+//! 3. To forget, the slices are renumbered: no word is written by anybody but those who may.
 
-use std::cell::Cell;
 use std::time::Duration;
 
+use super::stripe::{self, SHARED};
 use super::sync::{AtomicU64, Relaxed};
 use super::time::{Moment, nanos};
 
@@ -19,8 +21,6 @@ const SLICES: usize = 16;
 /// comes round after 2 years for a window of 16 ms and after 50 days for the shortest of 1 ms.
 const COUNT_BITS: u32 = 28;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
-/// More stripes than this no longer spread a line that anybody waits for.
-const MAX_STRIPES: usize = 16;
 
 /// Counts of `KINDS` kinds of event over a sliding stretch of time.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct Window<const KINDS: usize> {
     stripes: Box<[Stripe<KINDS>]>,
     /// The slice of a moment is `moment * multiplier >> 64`: a division by the slice's length without dividing.
     multiplier: u64,
+    /// Added to the number of each slice.
+    renumbered: AtomicU64,
 }
 
 /// Aligned to two cache lines, which is what x86 prefetches together.
@@ -49,23 +51,23 @@ impl<const KINDS: usize> Window<KINDS> {
 
     fn with(multiplier: u64) -> Self {
         let stripe = || Stripe(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))));
-        Self { stripes: (0..stripe_count()).map(|_| stripe()).collect(), multiplier }
+        Self { stripes: (0..stripe::count()).map(|_| stripe()).collect(), multiplier, renumbered: AtomicU64::new(0) }
     }
 
     /// Counts one event of `kind`.
     #[inline]
     pub(crate) fn add(&self, kind: usize, now: Moment) {
-        let (slot, tag) = self.place(now);
-        let word = &self.stripes[stripe_index(self.stripes.len())].0[kind][slot];
+        let slice = self.slice(now);
+        let stripe = stripe::own();
+        let word = &self.stripes[stripe].0[kind][slice as usize % SLICES];
         let mut seen = word.load(Relaxed);
-        loop {
-            let next = if seen & !COUNT_MASK != tag {
-                tag | 1
-            } else if seen & COUNT_MASK == COUNT_MASK {
-                return;
-            } else {
-                seen + 1
-            };
+        if stripe != SHARED {
+            if let Some(next) = plus_one(seen, slice) {
+                word.store(next, Relaxed);
+            }
+            return;
+        }
+        while let Some(next) = plus_one(seen, slice) {
             match word.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
                 Ok(_) => return,
                 Err(actual) => seen = actual,
@@ -93,50 +95,27 @@ impl<const KINDS: usize> Window<KINDS> {
 
     /// Forgets everything.
     pub(crate) fn clear(&self) {
-        for word in self.stripes.iter().flat_map(|stripe| stripe.0.iter().flatten()) {
-            word.store(0, Relaxed);
-        }
-    }
-
-    fn slice(&self, now: Moment) -> u64 {
-        ((u128::from(now.nanos()) * u128::from(self.multiplier)) >> 64) as u64
+        self.renumbered.fetch_add(SLICES as u64, Relaxed);
     }
 
     #[inline]
-    fn place(&self, now: Moment) -> (usize, u64) {
-        let slice = self.slice(now);
-        (slice as usize % SLICES, slice << COUNT_BITS)
+    fn slice(&self, now: Moment) -> u64 {
+        let slice = ((u128::from(now.nanos()) * u128::from(self.multiplier)) >> 64) as u64;
+        slice.wrapping_add(self.renumbered.load(Relaxed))
     }
 }
 
-/// How many stripes keep threads apart: a power of two.
-pub(crate) fn stripe_count() -> usize {
-    #[cfg(resile_loom)]
-    return 1;
-    #[cfg(not(resile_loom))]
-    {
-        static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-        *COUNT.get_or_init(|| {
-            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            cores.next_power_of_two().min(MAX_STRIPES)
-        })
-    }
-}
-
-/// The stripe of this thread: threads are numbered as they come, so neighbours in time sit on different stripes.
+/// A counter with one more in this slice, or `None` if it is full.
 #[inline]
-/// The stripe of this thread, of so many.
-pub(crate) fn stripe_index(stripes: usize) -> usize {
-    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-    std::thread_local! {
-        static OWN: Cell<usize> = const { Cell::new(usize::MAX) };
+fn plus_one(word: u64, slice: u64) -> Option<u64> {
+    let tag = slice << COUNT_BITS;
+    if word & !COUNT_MASK != tag {
+        Some(tag | 1)
+    } else if word & COUNT_MASK == COUNT_MASK {
+        None
+    } else {
+        Some(word + 1)
     }
-    OWN.with(|own| {
-        if own.get() == usize::MAX {
-            own.set(NEXT.fetch_add(1, Relaxed) % MAX_STRIPES);
-        }
-        own.get() & (stripes - 1)
-    })
 }
 
 #[cfg(all(test, not(resile_loom)))]
@@ -160,11 +139,22 @@ mod tests {
     fn threads_add_up_exactly() {
         let window = Window::<1>::new(Duration::from_secs(16));
         std::thread::scope(|scope| {
-            for _ in 0..4 {
+            // More than there are stripes, so that some share one.
+            for _ in 0..40 {
                 scope.spawn(|| (0..10_000).for_each(|_| window.add(0, Moment::at(1))));
             }
         });
-        assert_eq!(window.sum(Moment::at(1)), [40_000]);
+        assert_eq!(window.sum(Moment::at(1)), [400_000]);
+    }
+
+    #[test]
+    fn what_was_forgotten_does_not_come_back() {
+        let window = Window::<1>::new(Duration::from_secs(16));
+        (0..5).for_each(|_| window.add(0, Moment::at(1)));
+        window.clear();
+        assert_eq!(window.sum(Moment::at(1)), [0]);
+        window.add(0, Moment::at(1));
+        assert_eq!(window.sum(Moment::at(1)), [1]);
     }
 
     proptest! {

@@ -393,7 +393,7 @@ impl TokenBucket {
         }
         self.0.word.fetch_or(WAITERS, AcqRel);
         let head = queue.is_empty();
-        let key = queue.push(cost);
+        let key = queue.push(cost, give_up, None);
         Entry::Wait(Ticket::new(key.to_bits(), give_up.nanos()), head.then_some(due))
     }
 
@@ -412,7 +412,7 @@ impl TokenBucket {
 
     /// Takes a waiter out, and tells whoever is first now.
     fn end_wait(&self, mut queue: MutexGuard<'_, Queue>, key: Key) {
-        let (status, _, own) = queue.remove(key);
+        let (status, own) = queue.remove(key);
         if queue.is_empty() {
             self.0.word.fetch_and(!WAITERS, Release);
         }

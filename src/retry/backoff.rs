@@ -37,12 +37,15 @@ where
 
 /// How a delay is spread, so that callers who failed together don't come back together.
 ///
-/// The spread delay is never longer than `max_delay`. The names are those of Marc Brooker's "Exponential Backoff And
+/// The spread delay is never longer than `max_delay`. Where a peer or a gate has said when to come back, that moment takes
+/// the place of the part that is not spread, so that those who were told the same don't come back together either.
+///
+/// The names are those of Marc Brooker's "Exponential Backoff And
 /// Jitter" (2015).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Jitter {
-    /// The delay as computed.
+    /// The delay as computed, or the hint if it is longer.
     None,
     /// Anything from nothing to the delay. Spreads best, and is the default of exponential backoff.
     Full,
@@ -111,9 +114,16 @@ impl fmt::Debug for Curve {
 
 /// The delays of those retry steps of a call that have a backoff of the user's own.
 #[derive(Default)]
-pub(crate) struct Delays(Option<Box<Running>>);
+pub(crate) struct Delays(Option<Vec<Running>>);
 
-type Running = Vec<(usize, Box<dyn Iterator<Item = Duration> + Send>)>;
+struct Running {
+    /// The retry step's place in the policy.
+    place: usize,
+    /// Which delay was asked for last, and what it was.
+    n: u32,
+    delay: Option<Duration>,
+    rest: Box<dyn Iterator<Item = Duration> + Send>,
+}
 
 impl Delays {
     /// Whether a call has begun one.
@@ -121,19 +131,24 @@ impl Delays {
         self.0.is_some()
     }
 
-    fn next(&mut self, place: usize, n: u32, backoff: &Arc<dyn Backoff>) -> Option<Duration> {
-        let running = self.0.get_or_insert_default();
+    /// The delay before retry `n`. Asked for the same again, it is the same.
+    fn nth(&mut self, place: usize, n: u32, backoff: &Arc<dyn Backoff>) -> Option<Duration> {
+        let all = self.0.get_or_insert_default();
         if n == 1 {
-            running.retain(|(other, _)| *other != place);
-            running.push((place, backoff.delays()));
+            all.retain(|running| running.place != place);
+            all.push(Running { place, n: 0, delay: None, rest: backoff.delays() });
         }
-        running.iter_mut().find(|(other, _)| *other == place)?.1.next()
+        let running = all.iter_mut().find(|running| running.place == place)?;
+        if running.n != n {
+            (running.n, running.delay) = (n, running.rest.next());
+        }
+        running.delay
     }
 }
 
 impl fmt::Debug for Delays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Delays").field(&self.0.as_ref().map_or(0, |running| running.len())).finish()
+        f.debug_tuple("Delays").field(&self.0.as_ref().map_or(0, Vec::len)).finish()
     }
 }
 
@@ -158,24 +173,45 @@ pub(crate) struct Ask {
     pub(crate) bits: u64,
 }
 
+/// A delay in two parts, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Delay {
+    /// What is waited in any case; a hint may take its place.
+    least: u64,
+    /// What chance adds.
+    spread: u64,
+}
+
+impl Delay {
+    /// Without a hint.
+    pub(crate) fn plain(self) -> u64 {
+        self.not_before(0)
+    }
+
+    /// With a hint: never earlier than it, and as spread as without.
+    pub(crate) fn not_before(self, hint: u64) -> u64 {
+        self.least.max(hint).saturating_add(self.spread)
+    }
+}
+
 impl Schedule {
-    /// The delay in nanoseconds, or `None` when the user's iterator has ended.
-    pub(crate) fn delay(&self, ask: &Ask, delays: &mut Delays) -> Option<u64> {
+    /// The delay, or `None` when the user's iterator has ended.
+    pub(crate) fn delay(&self, ask: &Ask, delays: &mut Delays) -> Option<Delay> {
         let raw = match &self.curve {
-            Curve::Own(backoff) => nanos(delays.next(ask.place, ask.n, backoff)?),
+            Curve::Own(backoff) => nanos(delays.nth(ask.place, ask.n, backoff)?),
             built_in => built_in.raw(ask.n)?,
         };
         let delay = raw.min(self.cap);
-        Some(match self.jitter {
-            Jitter::None => delay,
-            Jitter::Full => up_to(ask.bits, delay),
-            Jitter::Equal => delay - up_to(ask.bits, delay / 2),
+        let (least, most) = match self.jitter {
+            Jitter::None => (delay, delay),
+            Jitter::Full => (0, delay),
+            Jitter::Equal => (delay - delay / 2, delay),
             Jitter::Decorrelated => {
                 let low = self.curve.first().unwrap_or(delay).min(self.cap);
-                let high = ask.previous.max(low).saturating_mul(3).min(self.cap).max(low);
-                low + up_to(ask.bits, high - low)
+                (low, ask.previous.max(low).saturating_mul(3).min(self.cap).max(low))
             }
-        })
+        };
+        Some(Delay { least, spread: up_to(ask.bits, most - least) })
     }
 }
 
@@ -202,7 +238,7 @@ mod tests {
         (1..=count)
             .map_while(|n| {
                 let ask = Ask { place: 0, n, previous, bits: bits(seed, 0, n) };
-                schedule.delay(&ask, &mut own).inspect(|delay| previous = *delay)
+                schedule.delay(&ask, &mut own).map(Delay::plain).inspect(|delay| previous = *delay)
             })
             .collect()
     }
@@ -235,7 +271,7 @@ mod tests {
         let mut bins = [0_u32; 10];
         for call in 0..20_000 {
             let ask = Ask { place: 0, n: 1, previous: 0, bits: bits(7, call, 1) };
-            bins[schedule.delay(&ask, &mut Delays::default()).unwrap() as usize / 100] += 1;
+            bins[schedule.delay(&ask, &mut Delays::default()).unwrap().plain() as usize / 100] += 1;
         }
         assert!(bins.iter().all(|n| (1_800..2_200).contains(n)), "{bins:?}");
     }

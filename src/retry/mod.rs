@@ -7,14 +7,53 @@
 //! | --- | --- | --- | --- |
 //! | attempts, the first included | [`max_attempts`](Retry::max_attempts) | 3 | more rarely helps, and multiplies an outage |
 //! | one delay, after jitter | [`max_delay`](Retry::max_delay) | 30 s | nobody waits longer for one try |
-//! | a peer's hint | [`max_hint`](Retry::max_hint) | 60 s | a garbled header must not park a call for years |
+//! | a peer's hint, or a gate's | [`max_hint`](Retry::max_hint) | 60 s | a garbled header must not park a call for years |
 //! | time since the call's first poll | [`max_elapsed`](Retry::max_elapsed) | none | a deadline does it better |
 //! | the deadline | a timeout step outside, or the caller's | none | a delay that doesn't fit is not slept |
+//! | what an attempt takes at least | [`min_attempt`](Retry::min_attempt) | 0 | what can't end in time is work for nobody |
 //! | retries of all calls together | [`budget`](Retry::budget) | none | see [`RetryBudget`] |
 //!
 //! Which results are tried again is the judge's business ([`Classify`](crate::Classify)): `Err` unless told otherwise,
-//! and a bad `Ok` if the judge says so. What gates inside of the retry refuse is final unless
-//! [`on_refusal`](Retry::on_refusal) says otherwise: a breaker that has just opened won't have closed in 50 ms.
+//! and a bad `Ok` if the judge says so. When attempts end on such an `Ok`, the caller is handed that `Ok`, and no
+//! [`Stop`]: there is no error that could carry it. A caller who wants to know makes it an `Err` in the operation.
+//!
+//! # Hints
+//!
+//! A delay has a part that is waited in any case, and one that chance adds ([`Jitter`]). A hint of the peer
+//! (`Retry-After`), or of a gate that refused, takes the place of the first part if it is longer; the second stays. So
+//! nobody comes back before the hint, and a thousand callers who were all told "2 s" don't come back in one instant. The
+//! wait is never longer than the hint, cut to `max_hint`, and `max_delay` together.
+//!
+//! # Refusals
+//!
+//! What a gate inside of the retry refuses is final, and the caller knows at once: right if it can do something else
+//! meanwhile. A caller that can't loses nothing by coming back, and says so with [`OnRefusal::Retry`]: the call comes
+//! back when the gate advised, until its deadline leaves no room.
+//!
+//! ```
+//! use std::time::Duration;
+//! use resile::{CircuitBreaker, OnRefusal, Policy, Retry};
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let breaker = CircuitBreaker::builder().consecutive_failures(1).open_for(Duration::from_millis(300)).build()?;
+//! let policy = Policy::named("users")
+//!     .timeout(Duration::from_secs(1))
+//!     .retry(Retry::exponential(Duration::from_millis(50)).on_refusal(OnRefusal::Retry))
+//!     .gate(breaker.clone())
+//!     .build()?;
+//!
+//! breaker.acquire().await?.failure();
+//! assert_eq!(policy.run(|| async { Ok::<_, ()>(42) }).await.unwrap(), 42);
+//! # Ok(()) }
+//! ```
+//!
+//! Nobody was called, so a refusal uses up no attempt and no budget: the delay before it comes again, at most 1000 times.
+//! A retry of an operation that did run is charged when it is scheduled, refunded if it is refused, and charged anew when
+//! it is scheduled again, so that what stays spent are the attempts after the first.
+//!
+//! What it costs is the caller's time, and there is no way around that. The end of an outage saves those calls that are
+//! waiting then. With 300 calls a second, 300 are waiting if each waits for a second; and in an outage most wait in vain.
+//! [`min_attempt`](Retry::min_attempt) keeps those from waiting that could not be served any more.
 //!
 //! # Cancellation
 //!
@@ -52,6 +91,10 @@ use crate::verdict::Verdict;
 
 const DEFAULT_ATTEMPTS: u32 = 3;
 const MOST_ATTEMPTS: u32 = 1000;
+/// Refusals that one call comes back after: only a call without a deadline gets there.
+const MOST_REFUSALS: u16 = 1000;
+/// Who is refused comes back after the timer's grain at the earliest: sooner would be a spin.
+const LEAST_AFTER_REFUSAL: u64 = 1_000_000;
 const DEFAULT_MAX_DELAY: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_HINT: Duration = Duration::from_secs(60);
 /// Longer settings are refused: a day is no backoff.
@@ -100,7 +143,8 @@ pub enum OnRefusal {
     /// The refusal is final. The default: the gate protects somebody, and asking again at once helps nobody.
     #[default]
     Stop,
-    /// Try again like after an overloaded peer: not before the gate's advice. Refusals that can't change stay final.
+    /// Come back when the gate advises, as long as the deadline leaves room; see the [module](self#refusals). Refusals
+    /// that can't change stay final.
     Retry,
 }
 
@@ -170,7 +214,7 @@ impl Retry {
         self
     }
 
-    /// How many attempts a call gets, the first one included: 3 unless said, 1 to 1000.
+    /// How many attempts a call gets, the first one included: 3 unless said, 1 to 1000. What a gate refused was none.
     pub const fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
         self
@@ -182,13 +226,17 @@ impl Retry {
         self
     }
 
-    /// The longest hint of a peer that is honoured: 60 s unless said, at most a day. A longer one is cut to this.
+    /// The longest hint that is honoured: 60 s unless said, at most a day. A longer one is cut to this.
     pub const fn max_hint(mut self, hint: Duration) -> Self {
         self.max_hint = hint;
         self
     }
 
-    /// How long an attempt takes at least: a retry that would have less before the deadline is not made. 0 unless said.
+    /// How long an attempt takes at least: 0 unless said. One that would have less before the deadline is not made, be it
+    /// after a delay (the call ends with what it had) or after a wait in a queue (it is refused as [`Reason::TooLate`]).
+    ///
+    /// A peer that is behind then works for nobody who has gone before the answer comes. The limit of one attempt is a
+    /// good value if the whole call has several times that.
     pub const fn min_attempt(mut self, time: Duration) -> Self {
         self.min_attempt = time;
         self
@@ -268,8 +316,10 @@ pub(crate) struct Plan {
 /// What a retry step keeps in the lane while the call is further in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame {
-    /// Attempts so far, the running one included.
-    attempts: u32,
+    /// Attempts so far, the running one included; at most [`MOST_ATTEMPTS`].
+    attempts: u16,
+    /// How often a gate has refused the call; at most [`MOST_REFUSALS`].
+    refusals: u16,
     /// The call's number among those that retry.
     call: u32,
     /// The delay before this attempt, in nanoseconds; below 2^61, so that three flags fit above it.
@@ -287,15 +337,19 @@ const MADE: u64 = 1 << 62;
 const RAN: u64 = 1 << 61;
 
 impl Frame {
-    pub(crate) fn to_words(self) -> [u64; 2] {
-        let flag = |set, flag| if set { flag } else { 0 };
-        let flags = flag(self.charged, CHARGED) | flag(self.made, MADE) | flag(self.ran, RAN);
-        [u64::from(self.attempts) << 32 | u64::from(self.call), self.previous | flags]
+    const FIRST: Self =
+        Self { attempts: 1, refusals: 0, call: 0, previous: 0, charged: false, made: false, ran: false };
+
+    pub(crate) const fn to_words(self) -> [u64; 2] {
+        let flags =
+            if self.charged { CHARGED } else { 0 } | if self.made { MADE } else { 0 } | if self.ran { RAN } else { 0 };
+        [(self.attempts as u64) << 48 | (self.refusals as u64) << 32 | self.call as u64, self.previous | flags]
     }
 
     pub(crate) fn from_words([a, b]: [u64; 2]) -> Self {
         Self {
-            attempts: (a >> 32) as u32,
+            attempts: (a >> 48) as u16,
+            refusals: (a >> 32) as u16,
             call: a as u32,
             previous: b & (RAN - 1),
             charged: b & CHARGED != 0,
@@ -337,7 +391,7 @@ impl Situation<'_> {
             End::TimedOut(Some(place)) if *place > self.place && self.started => Some(Verdict::Transient(None)),
             End::Refused(place, refusal) if *place > self.place && on_refusal == OnRefusal::Retry => {
                 match refusal.reason() {
-                    Reason::Closed | Reason::CostAboveLimit { .. } => None,
+                    Reason::Closed | Reason::Draining | Reason::CostAboveLimit { .. } => None,
                     _ => Some(Verdict::Overloaded(refusal.retry_after())),
                 }
             }
@@ -354,7 +408,10 @@ impl Plan {
         if let Some(budget) = &self.retry.budget {
             budget.enter();
         }
-        Pass::new(1 << 32, 0)
+        const {
+            let [a, b] = Frame::FIRST.to_words();
+            Pass::new(a, b)
+        }
     }
 
     #[inline]
@@ -368,6 +425,18 @@ impl Plan {
         if frame.charged {
             budget.settle(frame.made);
         }
+        budget.leave();
+    }
+
+    /// The call is over and its last attempt went well.
+    #[inline]
+    pub(crate) fn leave_well(&self, frame: [u64; 2], call: &Call) {
+        let Some(budget) = &self.retry.budget else { return };
+        let frame = Frame::from_words(frame);
+        if frame.charged {
+            budget.settle(frame.made);
+        }
+        budget.deposit(|| call.now());
         budget.leave();
     }
 
@@ -395,9 +464,14 @@ impl Plan {
         match situation.verdict(self.retry.on_refusal) {
             None => Err(Stop::Final),
             Some(_) if situation.once => Err(Stop::NoRetry),
-            Some(_) if frame.attempts >= self.retry.max_attempts => Err(Stop::Attempts),
+            Some(_) if self.is_used_up(frame, situation.started) => Err(Stop::Attempts),
             Some(verdict) => self.schedule(frame, verdict, situation, delays),
         }
+    }
+
+    /// Whether the call has had its attempts, or has been refused too often.
+    fn is_used_up(&self, frame: Frame, started: bool) -> bool {
+        if started { u32::from(frame.attempts) >= self.retry.max_attempts } else { frame.refusals >= MOST_REFUSALS }
     }
 
     fn schedule(
@@ -407,13 +481,19 @@ impl Plan {
         situation: &Situation<'_>,
         delays: &mut Delays,
     ) -> Result<(Frame, Option<Moment>), Stop> {
-        if frame.attempts == 1 {
+        let started = situation.started;
+        if frame.attempts == 1 && frame.refusals == 0 {
             frame.call = self.calls.fetch_add(1, Ordering::Relaxed);
         }
-        let n = frame.attempts;
-        let ask = Ask { place: situation.place, n, previous: frame.previous, bits: bits(self.seed, frame.call, n) };
+        // A refused attempt was none: the delay before it comes again, with other dice.
+        let n = u32::from(if started { frame.attempts } else { (frame.attempts - 1).max(1) });
+        let throw = u32::from(frame.refusals) << 16 | n;
+        let bits = bits(self.seed, frame.call, throw);
+        let ask = Ask { place: situation.place, n, previous: frame.previous, bits };
         let delay = self.schedule.delay(&ask, delays).ok_or(Stop::Attempts)?;
-        let wait = delay.max(verdict.hint().map_or(0, |hint| nanos(hint).min(self.max_hint)));
+        let hint = verdict.hint().map_or(0, |hint| nanos(hint).min(self.max_hint));
+        let least = if started { 0 } else { LEAST_AFTER_REFUSAL };
+        let wait = delay.not_before(hint).max(least);
 
         let now = situation.call.now();
         let at = now.plus_nanos(wait);
@@ -421,19 +501,30 @@ impl Plan {
             return Err(Stop::Elapsed);
         }
         let ends = situation.call.ends();
-        if ends != Moment::NEVER && (at >= ends || at.plus_nanos(self.min_attempt) > ends) {
+        if ends != Moment::NEVER && (at >= ends || !self.leaves_time(at, ends)) {
             return Err(Stop::Deadline);
         }
-        if let Some(budget) = &self.retry.budget {
+        frame.ran |= started;
+        // A call whose operation was never made adds no load by coming back: what it waits for is its first attempt.
+        if let Some(budget) = self.retry.budget.as_ref().filter(|_| frame.ran) {
             if !budget.take(now) {
                 return Err(Stop::Budget);
             }
             frame.charged = true;
         }
-        frame.attempts += 1;
-        frame.previous = delay;
-        frame.ran |= situation.started;
+        if started {
+            frame.attempts += 1;
+            frame.previous = delay.plain();
+        } else {
+            frame.refusals += 1;
+        }
         Ok((frame, (wait > 0).then_some(at)))
+    }
+
+    /// Whether an attempt that begins then has the time that it takes at least.
+    #[inline]
+    pub(crate) fn leaves_time(&self, begins: Moment, ends: Moment) -> bool {
+        self.min_attempt == 0 || ends == Moment::NEVER || begins.plus_nanos(self.min_attempt) <= ends
     }
 
     /// How much of the clock the step needs even if nothing is retried.

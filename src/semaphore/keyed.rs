@@ -18,6 +18,7 @@ impl PerKey for Semaphore {
         Self(Arc::new(Shared {
             word: AtomicU64::new(Word::of(self.limit()).0),
             queue: Mutex::new(Queue::new()),
+            progress: AtomicU64::new(0),
             max_queue: self.0.max_queue,
             max_wait: self.0.max_wait,
             name: self.0.name.clone(),

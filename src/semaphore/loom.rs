@@ -38,6 +38,15 @@ fn spawn_drop(guard: Guard) -> JoinHandle<()> {
     thread::spawn(move || drop(guard))
 }
 
+/// Enters and takes a place in the queue, as a call does in its first poll.
+fn queue_up(semaphore: &Semaphore) -> Entry {
+    let call = Call::alone(1, true);
+    match semaphore.enter(&call) {
+        Entry::Wait(ticket, _) => semaphore.poll_wait(ticket, &call, &mut Context::from_waker(Waker::noop())),
+        entry => entry,
+    }
+}
+
 fn assert_idle(semaphore: &Semaphore) {
     let word = semaphore.0.word.load(Acquire);
     assert_eq!(word & !CLOSED, u64::from(semaphore.limit()), "{:?}", Word(word));
@@ -64,6 +73,31 @@ fn one_permit_is_held_by_one_and_reaches_all() {
         for caller in callers {
             caller.join().unwrap();
         }
+        assert_idle(&semaphore);
+    });
+}
+
+/// Whichever way a permit comes to the next: from the word, or granted in the queue and seen without the lock.
+#[test]
+fn what_was_done_with_a_permit_is_seen_by_whoever_has_it_next() {
+    explore(|| {
+        let semaphore = semaphore(1);
+        let done = Arc::new(AtomicU64::new(0));
+        let held = semaphore.try_acquire().unwrap();
+        let callers = [(); 2].map(|()| {
+            let (semaphore, done) = (semaphore.clone(), done.clone());
+            thread::spawn(move || {
+                let guard = block_on(semaphore.acquire()).unwrap();
+                done.store(done.load(Relaxed) + 1, Relaxed);
+                drop(guard);
+            })
+        });
+        done.store(1, Relaxed);
+        drop(held);
+        for caller in callers {
+            caller.join().unwrap();
+        }
+        assert_eq!(done.load(Relaxed), 3);
         assert_idle(&semaphore);
     });
 }
@@ -111,7 +145,7 @@ fn the_one_place_in_a_queue_goes_to_one_of_two() {
         let held = semaphore.try_acquire().unwrap();
         let callers = [(); 2].map(|()| {
             let semaphore = semaphore.clone();
-            thread::spawn(move || match semaphore.enter(&Call::alone(1, true)) {
+            thread::spawn(move || match queue_up(&semaphore) {
                 Entry::Wait(ticket, _) => Some(ticket),
                 entry => {
                     assert!(matches!(&entry, Entry::Refused(refusal) if refusal.reason() == Reason::QueueFull));
@@ -134,7 +168,7 @@ fn a_waiter_that_runs_out_of_time_as_it_is_granted_loses_no_permit() {
     explore(|| {
         let semaphore = Semaphore::permits(1).max_wait(Duration::from_secs(1)).build().unwrap();
         let held = semaphore.try_acquire().unwrap();
-        let Entry::Wait(ticket, Some(_)) = semaphore.enter(&Call::alone(1, true)) else { panic!("the permit is out") };
+        let Entry::Wait(ticket, Some(_)) = queue_up(&semaphore) else { panic!("the permit is out") };
         let other = spawn_drop(held);
         advance(Duration::from_secs(1));
         match semaphore.poll_wait(ticket, &Call::alone(1, true), &mut Context::from_waker(Waker::noop())) {
@@ -295,6 +329,51 @@ fn a_limit_that_is_lowered_below_the_head_lets_those_behind_it_pass() {
         let refusal = block_on(large).unwrap_err();
         assert_eq!(refusal.reason(), Reason::CostAboveLimit { cost: 3, limit: 2 });
         drop(held);
+        assert_idle(&semaphore);
+    });
+}
+
+/// A served waiter sees so without the lock, unless somebody was rejected: those must not take it for a grant.
+#[test]
+fn who_is_rejected_as_others_are_served_does_not_think_it_was_served() {
+    explore(|| {
+        let semaphore = semaphore(2);
+        let held = semaphore.try_acquire_many(2).unwrap();
+        let small = spawn_pass(&semaphore, 1);
+        let mut large = Box::pin(semaphore.acquire_many(2));
+        let first = poll_idly(&mut large);
+        let other = spawn_drop(held);
+        semaphore.resize(1).unwrap();
+        other.join().unwrap();
+        match block_on(large) {
+            Ok(guard) => {
+                assert!(first.is_ready() || semaphore.in_use() >= 2);
+                drop(guard);
+            }
+            Err(refusal) => assert_eq!(refusal.reason(), Reason::CostAboveLimit { cost: 2, limit: 1 }),
+        }
+        assert_eq!(small.join().unwrap(), Ok(()));
+        assert_idle(&semaphore);
+    });
+}
+
+/// S1, T8
+#[test]
+fn a_permit_granted_to_one_that_gives_up_reaches_the_next() {
+    explore(|| {
+        let semaphore = Semaphore::permits(1).max_wait(Duration::from_secs(1)).build().unwrap();
+        let held = semaphore.try_acquire().unwrap();
+        let Entry::Wait(late, Some(_)) = queue_up(&semaphore) else { panic!("the permit is out") };
+        advance(Duration::from_secs(1));
+        let patient = spawn_pass(&semaphore, 1);
+        let other = spawn_drop(held);
+        match semaphore.poll_wait(late, &Call::alone(1, true), &mut Context::from_waker(Waker::noop())) {
+            Entry::Pass(pass) => semaphore.leave(pass, Outcome::NotStarted),
+            Entry::Refused(refusal) => assert_eq!(refusal.reason(), Reason::QueueTimeout),
+            Entry::Wait(..) => panic!("its time is over"),
+        }
+        other.join().unwrap();
+        assert_eq!(patient.join().unwrap(), Ok(()));
         assert_idle(&semaphore);
     });
 }

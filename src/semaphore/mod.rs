@@ -38,7 +38,9 @@
 //!
 //! # Cost
 //!
-//! Uncontended, one compare-and-swap to enter and one addition to leave. Waiting takes a mutex and a slot of 40 bytes.
+//! Uncontended, one compare-and-swap to enter and one addition to leave. A wait takes a mutex twice, once to stand in the
+//! queue and once by whoever gives the permits; who was given them sees so without it. A place in the queue is 40 bytes
+//! of a ring, which grows by doubling and is kept.
 //!
 //! # Not for
 //!
@@ -55,7 +57,7 @@ mod loom;
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use crate::call::Call;
@@ -67,6 +69,10 @@ use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Mutex, MutexGuard, Relax
 use crate::internal::time::{Moment, nanos};
 use word::{CLOSED, MOST_PERMITS, WAITERS, Word, in_use};
 
+/// The number in the ticket of a call that has not taken its place yet; its other word says when it is to give up. In a
+/// place, it is the permits that are waited for.
+const OUTSIDE: u64 = u64::MAX;
+
 /// A fair, weighted, resizable limit on what runs at once; see the [module](self).
 ///
 /// A cheap handle: clones share the permits.
@@ -75,6 +81,8 @@ pub struct Semaphore(Arc<Shared>);
 
 struct Shared {
     word: AtomicU64,
+    /// The queue's own, for those who wait. Stored under its lock.
+    progress: AtomicU64,
     queue: Mutex<Queue>,
     max_queue: u32,
     /// In nanoseconds; the largest number for no limit.
@@ -123,6 +131,7 @@ impl SemaphoreBuilder {
         faults.into_result()?;
         Ok(Semaphore(Arc::new(Shared {
             word: AtomicU64::new(Word::of(self.permits).0),
+            progress: AtomicU64::new(0),
             queue: Mutex::new(Queue::new()),
             max_queue: self.max_queue,
             max_wait: self.max_wait.map_or(u64::MAX, nanos),
@@ -175,6 +184,12 @@ impl Semaphore {
         self.0.queue.lock().len()
     }
 
+    /// How many may wait.
+    #[must_use]
+    pub fn max_queue(&self) -> u32 {
+        self.0.max_queue
+    }
+
     /// Changes the limit while in use.
     ///
     /// Raised, it serves the queue at once. Lowered, it takes nothing away: no permit is granted until enough have come
@@ -199,9 +214,12 @@ impl Semaphore {
         let mut faults = Faults::of("semaphore");
         check_permits(&mut faults, permits);
         faults.into_result()?;
-        let queue = self.0.queue.lock();
+        let mut queue = self.0.queue.lock();
         let _always = self.update(|word| Some(word.with_limit(permits)));
-        self.serve(queue).wake();
+        let mut wakers = WakeList::default();
+        self.serve(&mut queue, &mut wakers);
+        drop(queue);
+        wakers.wake();
         Ok(())
     }
 
@@ -213,7 +231,7 @@ impl Semaphore {
         while !queue.is_empty() {
             wakers.push(queue.reject_head());
         }
-        self.0.word.fetch_and(!WAITERS, Release);
+        self.publish(&queue);
         drop(queue);
         wakers.wake();
     }
@@ -245,7 +263,7 @@ impl Semaphore {
     pub(crate) fn enter_at_once(&self, cost: u32) -> Option<Pass> {
         // Closed or waited for, the word is above every reading without flags.
         let took = self.update(|word| if word.0 < WAITERS { word.take(cost) } else { None });
-        took.ok().map(|_| Pass::new(cost.into(), 0))
+        took.ok().map(|_| Pass::new(in_use(cost), 0))
     }
 
     #[cold]
@@ -253,63 +271,80 @@ impl Semaphore {
         Entry::Refused(Refusal::by(self.0.name.clone(), reason))
     }
 
-    /// Not at once: refuses, or stands in the queue.
+    /// Not at once. Who may wait comes back with a waker in the same poll, and then takes its place and leaves the waker
+    /// under one lock.
     #[cold]
-    fn enter_queue(&self, call: &Call) -> Entry {
-        let cost = call.cost();
-        let give_up = match self.0.max_wait {
+    fn enter_later(&self, call: &Call) -> Entry {
+        let reason = match never(self.read(), call.cost()) {
+            None if !call.may_wait() => Some(Reason::Busy),
+            None if self.0.max_queue == 0 => Some(Reason::QueueFull),
+            reason => reason,
+        };
+        if let Some(reason) = reason {
+            return self.refuse(reason);
+        }
+        let until = match self.0.max_wait {
             u64::MAX => Moment::NEVER,
             wait => call.now().plus_nanos(wait),
         };
+        Entry::Wait(Ticket::new(OUTSIDE, until.nanos()), at(until))
+    }
+
+    /// Stands in the queue, or is refused.
+    fn queue_up(&self, cost: u32, until: Moment, waker: Waker) -> Entry {
         let mut queue = self.0.queue.lock();
         // Limit and closing change under the lock only: what is decided on them here holds until it is released.
         let word = self.read();
-        let reason = if word.is_closed() {
-            Some(Reason::Closed)
-        } else if cost > word.limit() {
-            Some(Reason::CostAboveLimit { cost, limit: word.limit() })
-        } else if !call.may_wait() {
-            Some(Reason::Busy)
-        } else if queue.len() >= self.0.max_queue {
-            Some(Reason::QueueFull)
-        } else if self.0.max_wait == 0 {
-            Some(Reason::QueueTimeout)
-        } else {
-            None
+        let reason = match never(word, cost) {
+            None if queue.len() >= self.0.max_queue => Some(Reason::QueueFull),
+            None if self.0.max_wait == 0 => Some(Reason::QueueTimeout),
+            reason => reason,
         };
         if let Some(reason) = reason {
             drop(queue);
+            drop(waker);
             return self.refuse(reason);
         }
         // From here on whoever gives permits back comes to the queue (invariant 2 of the word).
-        self.0.word.fetch_or(WAITERS, AcqRel);
-        if queue.is_empty() && self.update(|word| word.take(cost)).is_ok() {
-            self.0.word.fetch_and(!WAITERS, Release);
-            return Entry::Pass(Pass::new(cost.into(), 0));
+        if queue.is_empty() {
+            self.0.word.fetch_or(WAITERS, AcqRel);
+            if self.update(|word| word.take(cost)).is_ok() {
+                self.0.word.fetch_and(!WAITERS, Release);
+                drop(queue);
+                drop(waker);
+                return Entry::Pass(Pass::new(in_use(cost), 0));
+            }
         }
-        let key = queue.push(cost);
-        Entry::Wait(Ticket::new(key.to_bits(), give_up.nanos()), (give_up != Moment::NEVER).then_some(give_up))
+        let key = queue.push(cost, until, Some(waker));
+        Entry::Wait(Ticket::new(key.to_bits(), cost.into()), at(until))
     }
 
-    /// Grants permits in order as long as the head fits, and lets go of the lock: who is to be woken.
-    fn serve(&self, mut queue: MutexGuard<'_, Queue>) -> WakeList {
-        let mut wakers = WakeList::default();
+    /// Grants permits in order as long as the head fits, and publishes how far the queue has come.
+    #[inline]
+    fn serve(&self, queue: &mut Queue, wakers: &mut WakeList) {
         while let Some(need) = queue.head() {
             match self.update(|word| word.take(need)) {
                 Ok(_) => wakers.push(queue.serve_head()),
                 Err(word) if need > word.limit() => wakers.push(queue.reject_head()),
-                Err(_) => return wakers,
+                Err(_) => break,
             }
         }
-        self.0.word.fetch_and(!WAITERS, Release);
-        wakers
+        self.publish(queue);
     }
 
     #[inline]
-    pub(crate) fn give_back(&self, pass: &Pass) {
-        let [permits, _] = pass.words();
+    fn publish(&self, queue: &Queue) {
+        self.0.progress.store(queue.progress(), Release);
+        if queue.is_empty() {
+            self.0.word.fetch_and(!WAITERS, Release);
+        }
+    }
+
+    /// Takes back what was [added](in_use) to the word.
+    #[inline]
+    pub(crate) fn give_back(&self, added: u64) {
         // Cannot underflow: each pass was added once and is taken back once.
-        let before = Word(self.0.word.fetch_sub(in_use(permits as u32), AcqRel));
+        let before = Word(self.0.word.fetch_sub(added, AcqRel));
         if before.has_waiters() {
             self.serve_queue();
         }
@@ -317,67 +352,40 @@ impl Semaphore {
 
     #[cold]
     fn serve_queue(&self) {
-        self.serve(self.0.queue.lock()).wake();
-    }
-
-    /// Ends a wait, whatever it came to: grants that are not used go to the next in line.
-    fn end_wait(&self, mut queue: MutexGuard<'_, Queue>, key: Key, used: bool) {
-        let (status, need, waker) = queue.remove(key);
-        let wakers = match status {
-            Status::Served if !used => {
-                self.0.word.fetch_sub(in_use(need), AcqRel);
-                self.serve(queue)
-            }
-            // A large request that leaves the head lets small ones pass.
-            Status::Waiting { head: true } => self.serve(queue),
-            Status::Waiting { head: false } | Status::Served | Status::Rejected | Status::Gone => {
-                drop(queue);
-                WakeList::default()
-            }
-        };
+        let mut wakers = WakeList::default();
+        self.serve(&mut self.0.queue.lock(), &mut wakers);
         wakers.wake();
-        drop(waker);
-    }
-}
-
-impl Gate for Semaphore {
-    #[inline]
-    fn enter(&self, call: &Call) -> Entry {
-        match self.enter_at_once(call.cost()) {
-            Some(pass) => Entry::Pass(pass),
-            None => self.enter_queue(call),
-        }
     }
 
-    #[inline]
-    fn leave(&self, pass: Pass, _: Outcome) {
-        self.give_back(&pass);
-    }
-
-    fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
-        let [bits, give_up] = ticket.words();
-        let (key, give_up) = (Key::from_bits(bits), Moment::from_nanos(give_up));
+    /// Asked again, and not served as far as can be seen without the lock.
+    #[cold]
+    fn look(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+        let [number, need] = ticket.words();
+        let key = Key::from_bits(number);
         let waker = cx.waker().clone();
+        // Who has no limit of waiting reads no clock.
+        let now = (self.0.max_wait != u64::MAX).then(|| call.now());
         let mut queue = self.0.queue.lock();
         match queue.status(key) {
             Status::Served => {
-                self.end_wait(queue, key, true);
-                Entry::Pass(Pass::new(call.cost().into(), 0))
-            }
-            Status::Waiting { .. } if give_up != Moment::NEVER && call.now() >= give_up => {
-                self.end_wait(queue, key, false);
-                self.refuse(Reason::QueueTimeout)
+                drop(queue);
+                Entry::Pass(Pass::new(in_use(need as u32), 0))
             }
             Status::Waiting { .. } => {
+                let until = queue.until(key);
+                if now.is_some_and(|now| now >= until) {
+                    self.end_wait(queue, key, need as u32);
+                    return self.refuse(Reason::QueueTimeout);
+                }
                 let unused = queue.leave_waker(key, waker);
                 drop(queue);
                 drop(unused);
-                Entry::Wait(ticket, (give_up != Moment::NEVER).then_some(give_up))
+                Entry::Wait(ticket, at(until))
             }
-            Status::Rejected | Status::Gone => {
-                self.end_wait(queue, key, false);
+            Status::Rejected => {
+                self.end_wait(queue, key, need as u32);
                 // It asked for more than a limit that was, or everybody was sent away. What holds now decides.
-                match self.enter_queue(call) {
+                match self.enter(call) {
                     Entry::Wait(ticket, _) => self.poll_wait(ticket, call, cx),
                     entry => entry,
                 }
@@ -385,8 +393,69 @@ impl Gate for Semaphore {
         }
     }
 
+    /// Ends a wait, whatever it came to: a grant goes to the next in line.
+    fn end_wait(&self, mut queue: MutexGuard<'_, Queue>, key: Key, need: u32) {
+        let mut wakers = WakeList::default();
+        let (status, waker) = queue.remove(key);
+        if status == Status::Served {
+            self.0.word.fetch_sub(in_use(need), AcqRel);
+        }
+        // A large request that leaves the head lets small ones pass.
+        if status != (Status::Waiting { head: false }) {
+            self.serve(&mut queue, &mut wakers);
+        }
+        drop(queue);
+        wakers.wake();
+        drop(waker);
+    }
+}
+
+/// Why a call can't be let in however long it waits.
+fn never(word: Word, cost: u32) -> Option<Reason> {
+    if word.is_closed() {
+        Some(Reason::Closed)
+    } else if cost > word.limit() {
+        Some(Reason::CostAboveLimit { cost, limit: word.limit() })
+    } else {
+        None
+    }
+}
+
+/// The moment that goes with a ticket.
+fn at(until: Moment) -> Option<Moment> {
+    (until != Moment::NEVER).then_some(until)
+}
+
+impl Gate for Semaphore {
+    #[inline]
+    fn enter(&self, call: &Call) -> Entry {
+        match self.enter_at_once(call.cost()) {
+            Some(pass) => Entry::Pass(pass),
+            None => self.enter_later(call),
+        }
+    }
+
+    #[inline]
+    fn leave(&self, pass: Pass, _: Outcome) {
+        self.give_back(pass.words()[0]);
+    }
+
+    fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+        let [number, note] = ticket.words();
+        if number == OUTSIDE {
+            self.queue_up(call.cost(), Moment::from_nanos(note), cx.waker().clone())
+        } else if Key::from_bits(number).is_served(self.0.progress.load(Acquire)) {
+            Entry::Pass(Pass::new(in_use(note as u32), 0))
+        } else {
+            self.look(ticket, call, cx)
+        }
+    }
+
     fn abandon(&self, ticket: Ticket) {
-        self.end_wait(self.0.queue.lock(), Key::from_bits(ticket.words()[0]), false);
+        let [number, need] = ticket.words();
+        if number != OUTSIDE {
+            self.end_wait(self.0.queue.lock(), Key::from_bits(number), need as u32);
+        }
     }
 
     fn look(&self, call: &Call) -> Result<(), Refusal> {

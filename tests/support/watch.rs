@@ -5,8 +5,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Entry, Gate, Moment, Outcome, Pass, Reason, Refusal, RetryBudget, Semaphore, State, Ticket,
-    TokenBucket,
+    Call, CircuitBreaker, Drain, Entry, Gate, Moment, Outcome, Pass, Phase, Reason, Refusal, RetryBudget, Semaphore,
+    State, Ticket, TokenBucket,
 };
 
 use super::journal::{Event, Journal};
@@ -198,6 +198,7 @@ pub enum Watched {
     Bucket(TokenBucket),
     Breaker(CircuitBreaker),
     Budget(RetryBudget),
+    Drain(Drain),
     Spy(Spy),
 }
 
@@ -222,6 +223,11 @@ pub enum Reading {
     Budget {
         available: u64,
     },
+    Drain {
+        in_flight: u64,
+        named: usize,
+        phase: Phase,
+    },
     Spy {
         passes: usize,
         tickets: usize,
@@ -243,6 +249,9 @@ impl Watched {
                 Reading::Breaker { state, places, calls: breaker.counts().calls }
             }
             Self::Budget(budget) => Reading::Budget { available: budget.available() },
+            Self::Drain(drain) => {
+                Reading::Drain { in_flight: drain.in_flight(), named: drain.held().len(), phase: drain.phase() }
+            }
             Self::Spy(spy) => {
                 let (passes, tickets) = spy.out();
                 Reading::Spy { passes, tickets }

@@ -1,0 +1,458 @@
+//! [`Scope`]: tasks that belong together, none of which outlives the block that started them.
+//!
+//! To load a page one asks three services at once. When the first says no, the other two work for nobody; when the
+//! request is dropped, all three go on as tasks that nobody knows of. A scope holds such tasks: the first that fails
+//! cancels the others, leaving it waits for all, and dropping it ends all.
+//!
+//! ```
+//! use std::time::Duration;
+//! use resile::{CancelReason, ChildEnd, Scope};
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! async fn load(part: &'static str, millis: u64) -> Result<&'static str, &'static str> {
+//!     tokio::time::sleep(Duration::from_millis(millis)).await;
+//!     if part == "cart" { Err("no cart") } else { Ok(part) }
+//! }
+//!
+//! let mut page = Scope::new().deadline(Duration::from_secs(1));
+//! page.spawn(load("user", 10));
+//! page.spawn(load("news", 20));
+//! assert_eq!(page.join().await.unwrap(), ["user", "news"]);
+//!
+//! let mut page = Scope::new().deadline(Duration::from_secs(1));
+//! page.spawn(load("user", 10));
+//! page.spawn(load("cart", 20));
+//! page.spawn(load("news", 900));
+//! let end = page.join().await.unwrap_err();
+//! assert_eq!(end.first_error(), Some(&"no cart"));
+//! assert!(matches!(end.children()[0], ChildEnd::Done("user")));
+//! assert!(matches!(end.children()[2], ChildEnd::Cancelled(CancelReason::SiblingFailed)));
+//! # }
+//! ```
+//!
+//! Many things of one kind, so many at once, are for [`map`](Scope::map), which hands the results out as they come:
+//!
+//! ```
+//! use std::time::Duration;
+//! use resile::{ChildEnd, Scope};
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), resile::ConfigError> {
+//! let scope = Scope::new().deadline(Duration::from_millis(25));
+//! let mut sizes = scope.map(1..=10_u64, 2, |id| async move {
+//!     tokio::time::sleep(Duration::from_millis(10)).await;
+//!     Ok::<_, ()>(id * 100)
+//! })?;
+//!
+//! let mut got = Vec::new();
+//! while let Some((_, end)) = sizes.next().await {
+//!     got.extend(end.into_value());
+//! }
+//! got.sort();
+//! assert_eq!(got, [100, 200, 300, 400]);
+//! assert!(sizes.is_partial());
+//! # Ok(()) }
+//! ```
+//!
+//! # How it decides
+//!
+//! | what happens | what comes of it |
+//! | --- | --- |
+//! | a child fails or panics | the others are cancelled with [`SiblingFailed`](CancelReason::SiblingFailed), unless the scope [keeps going](Scope::keep_going) |
+//! | the deadline passes | all are cancelled with [`Deadline`](CancelReason::Deadline) |
+//! | the [handle](Scope::cancel_handle) is cancelled, also by a child | all are cancelled with its reason, the child itself at its next await |
+//! | the [context] in which the scope was made is cancelled, or its deadline passes | the same, with its reason |
+//! | a child is spawned after any of these | it is never polled, and counts as cancelled |
+//! | a deadline of zero | the same for all: none is polled, and the scope is left at once |
+//! | it is cancelled after a child has finished | that child's result stays |
+//! | a child ignores its cancellation | it is dropped where it stands when the [grace](Scope::grace) is over |
+//! | a child cannot be dropped, since it never awaits | it is left behind as [`Stuck`](ChildEnd::Stuck), some time later |
+//! | the scope is dropped | all are aborted, those of scopes within them too |
+//!
+//! The deadline of the scope, of its context, and the cancellation reach every call under a policy that a child makes:
+//! children run in the context in which the scope was made, narrowed by the scope. A scope within a child is cancelled
+//! with the one around it, with the same reason.
+//!
+//! | setting | default | why |
+//! | --- | --- | --- |
+//! | [`deadline`](Scope::deadline) | that of the context | a scope of a request is not to outlive it |
+//! | [`grace`](Scope::grace) | zero | futures are made to be dropped |
+//! | [`keep_going`](Scope::keep_going) | off | results that nobody will read need not be made |
+//! | [`stuck_after`](Scope::stuck_after) | 1 s | far above what a task between two awaits should take |
+//!
+//! # Cancellation
+//!
+//! [`next`](Scope::next) can be dropped and called again. [`join`](Scope::join) and [`wait`](Scope::wait) own the scope:
+//! dropping them drops it.
+//!
+//! # Cost
+//!
+//! A task per child, and a few allocations when it is first pending. A scope does not limit how many children it has; `map`
+//! does.
+//!
+//! # Not for
+//!
+//! Work that goes on when the request is over: spawn that outside, and [`detach`](crate::context::detach) it. Nor for
+//! children that borrow: they are tasks, and run on other threads.
+
+mod end;
+mod map;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context as Task, Poll, ready};
+use std::time::Duration;
+
+use pin_project::pin_project;
+use tokio::task::{Id, JoinSet, unconstrained};
+
+use crate::call::Deadline;
+use crate::cancel::{Cancel, CancelReason};
+use crate::context::{self, Context, Scoped};
+use crate::internal::time::Moment;
+
+pub use end::{ChildEnd, ChildPanic, ScopeEnd};
+pub use map::Mapped;
+
+/// How long a child that was to be dropped may take to be gone, unless said.
+const DEFAULT_STUCK_AFTER: Duration = Duration::from_secs(1);
+
+/// A group of tasks that end together; see the [module](self).
+#[must_use = "a scope that is dropped aborts its children"]
+pub struct Scope<T, E> {
+    tasks: JoinSet<ChildEnd<T, E>>,
+    /// Which child each task is, until it has been reported.
+    running: HashMap<Id, usize>,
+    spawned: usize,
+    link: Link,
+    stuck_after: Duration,
+    /// Over when children that still run are given up; made when there is something to wait for.
+    patience: Option<Waiting<()>>,
+}
+
+type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
+
+/// What binds a child to its scope.
+#[derive(Clone)]
+struct Link {
+    cancel: Cancel,
+    /// That of the children.
+    context: Context,
+    grace: Duration,
+    keep_going: bool,
+    first_failed: Arc<OnceLock<usize>>,
+}
+
+impl<T, E> Scope<T, E> {
+    /// A scope without children, in the context of here.
+    pub fn new() -> Self {
+        let cancel = Cancel::new();
+        let context = Context::new().cancel(&cancel).within(&context::current().unwrap_or_default());
+        Self {
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            spawned: 0,
+            link: Link { cancel, context, grace: Duration::ZERO, keep_going: false, first_failed: Arc::default() },
+            stuck_after: DEFAULT_STUCK_AFTER,
+            patience: None,
+        }
+    }
+
+    /// When all children must be over: a [`Duration`] counts from now. Of several deadlines the earliest counts.
+    ///
+    /// Like all settings, it holds for children that are spawned later.
+    pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
+        self.link.context.narrow(deadline.into());
+        self
+    }
+
+    /// How long children that are cancelled may go on, to end in their own way: zero unless said, so that they are dropped
+    /// at once. It counts from when a child hears of it, also after the deadline.
+    pub const fn grace(mut self, grace: Duration) -> Self {
+        self.link.grace = grace;
+        self
+    }
+
+    /// Lets the others go on when a child fails or panics.
+    pub const fn keep_going(mut self) -> Self {
+        self.link.keep_going = true;
+        self
+    }
+
+    /// How long to wait for a child that was to be dropped and does not come to an await: one second unless said.
+    pub const fn stuck_after(mut self, wait: Duration) -> Self {
+        self.stuck_after = wait;
+        self
+    }
+
+    /// Cancels all children, unless the scope was cancelled before: whether this was the first time.
+    pub fn cancel_with(&self, reason: impl Into<CancelReason>) -> bool {
+        self.link.cancel.cancel_with(reason)
+    }
+
+    /// A handle with which anybody can cancel all children, and see whether they are.
+    ///
+    /// ```
+    /// use resile::{ChildEnd, Scope};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut search = Scope::new();
+    /// let found = search.cancel_handle();
+    /// search.spawn(async move {
+    ///     found.cancel_with("found");
+    ///     Ok::<_, ()>(42)
+    /// });
+    /// search.spawn(std::future::pending());
+    /// let end = search.wait().await;
+    /// assert!(matches!(end.children()[0], ChildEnd::Done(42)));
+    /// assert_eq!(end.reason(), Some(&"found".into()));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn cancel_handle(&self) -> Cancel {
+        self.link.cancel.clone()
+    }
+
+    /// How many children have not been reported by [`next`](Scope::next).
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Whether every child has been reported.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+}
+
+impl<T: Send + 'static, E: Send + 'static> Scope<T, E> {
+    /// Starts a child. Children are counted from 0, in the order in which they are spawned.
+    ///
+    /// On a scope that was cancelled or is past its deadline the future is dropped unpolled, and the child counts as
+    /// cancelled.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn spawn<F>(&mut self, child: F)
+    where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let (index, link) = (self.spawned, self.link.clone());
+        let future = context::run_in(link.context.clone(), child);
+        let task = self.tasks.spawn(Child { future, started: false, cut: None, alarm: Alarm { link, index } });
+        self.running.insert(task.id(), index);
+        self.spawned += 1;
+    }
+
+    /// Waits for the next child that ends, and says which it was: `None` when all were reported.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if it is dropped.
+    pub async fn next(&mut self) -> Option<(usize, ChildEnd<T, E>)> {
+        poll_fn(|cx| self.poll_ended(cx)).await
+    }
+
+    /// Waits for all children and returns what they made, in the order in which they were spawned.
+    ///
+    /// # Errors
+    ///
+    /// How each child ended, if not every one is done: some failed, or were cancelled. Without
+    /// [`keep_going`](Scope::keep_going), that comes soon after the first failure.
+    ///
+    /// # Panics
+    ///
+    /// If a child panicked, its panic goes on here, once all others have ended. [`wait`](Scope::wait) has it as a value.
+    pub async fn join(self) -> Result<Vec<T>, ScopeEnd<T, E>> {
+        self.wait().await.into_result()
+    }
+
+    /// Waits for all children and says how each ended, whatever that was.
+    pub async fn wait(mut self) -> ScopeEnd<T, E> {
+        let mut ended = BTreeMap::new();
+        while let Some((index, end)) = self.next().await {
+            ended.insert(index, end);
+        }
+        self.finish(ended, false)
+    }
+
+    fn finish(&self, ended: BTreeMap<usize, ChildEnd<T, E>>, cut: bool) -> ScopeEnd<T, E> {
+        let first = self.link.first_failed.get().copied();
+        let first = first.and_then(|first| ended.keys().position(|index| *index == first));
+        ScopeEnd::new(ended.into_values().collect(), first, self.link.context.cancel_reason(), cut)
+    }
+
+    fn poll_ended(&mut self, cx: &mut Task<'_>) -> Poll<Option<(usize, ChildEnd<T, E>)>> {
+        loop {
+            let (id, end) = match self.tasks.poll_join_next_with_id(cx) {
+                Poll::Ready(Some(Ok((id, end)))) => (id, end),
+                Poll::Ready(Some(Err(error))) => (error.id(), self.unexpected(error)),
+                Poll::Ready(None) => return Poll::Ready(self.next_stuck()),
+                Poll::Pending => {
+                    let patience = self.patience.get_or_insert_with(|| self.link.patience(self.stuck_after));
+                    ready!(patience.as_mut().poll(cx));
+                    // Whoever still runs is left to itself: the tasks are told to abort, if they ever listen.
+                    self.tasks = JoinSet::new();
+                    self.patience = None;
+                    continue;
+                }
+            };
+            if let Some(index) = self.running.remove(&id) {
+                return Poll::Ready(Some((index, end)));
+            }
+        }
+    }
+
+    /// A task that ended otherwise than by itself: by a panic, or with its runtime.
+    fn unexpected(&self, error: tokio::task::JoinError) -> ChildEnd<T, E> {
+        match error.try_into_panic() {
+            Ok(payload) => ChildEnd::Panicked(ChildPanic::new(payload)),
+            Err(_) => ChildEnd::Cancelled(self.link.context.cancel_reason().unwrap_or(CancelReason::Shutdown)),
+        }
+    }
+
+    /// One of those that were given up.
+    fn next_stuck(&mut self) -> Option<(usize, ChildEnd<T, E>)> {
+        let (id, index) = self.running.iter().map(|(id, index)| (*id, *index)).min_by_key(|(_, index)| *index)?;
+        self.running.remove(&id);
+        Some((index, ChildEnd::Stuck))
+    }
+}
+
+impl<T, E> Default for Scope<T, E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What children have started elsewhere hears of it too.
+impl<T, E> Drop for Scope<T, E> {
+    fn drop(&mut self) {
+        if !self.running.is_empty() {
+            self.link.cancel.cancel_with("the scope was dropped");
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Scope<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope")
+            .field("spawned", &self.spawned)
+            .field("running", &self.running.len())
+            .field("context", &self.link.context)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Why no child is to be started any more, if so.
+    fn closed(&self) -> Option<CancelReason> {
+        let ends = self.context.ends();
+        if ends != Moment::NEVER && ends <= Moment::now() {
+            self.cancel.cancel_with(CancelReason::Deadline);
+        }
+        self.context.cancel_reason()
+    }
+
+    /// Waits until the scope is cancelled, by whomever.
+    async fn closing(&self) -> CancelReason {
+        if let Some(reason) = self.closed() {
+            return reason;
+        }
+        let cancelled = self.context.cancelled();
+        let Some(deadline) = self.context.get_deadline() else { return cancelled.await };
+        if let Ok(reason) = tokio::time::timeout_at(deadline, cancelled).await {
+            return reason;
+        }
+        self.cancel.cancel_with(CancelReason::Deadline);
+        self.context.cancel_reason().unwrap_or(CancelReason::Deadline)
+    }
+
+    /// Waits until children are to be dropped. Outside of the cooperative budget, so that a greedy child can't put it off.
+    fn cut(&self) -> Waiting<CancelReason> {
+        let link = self.clone();
+        Box::pin(unconstrained(async move {
+            let reason = link.closing().await;
+            pause(link.grace).await;
+            reason
+        }))
+    }
+
+    /// Waits until children are to be given up.
+    fn patience(&self, stuck_after: Duration) -> Waiting<()> {
+        let cut = self.cut();
+        Box::pin(unconstrained(async move {
+            cut.await;
+            tokio::time::sleep(stuck_after).await;
+        }))
+    }
+
+    fn failed(&self, index: usize) {
+        // Only the first is noted.
+        let _ = self.first_failed.set(index);
+        if !self.keep_going {
+            self.cancel.cancel_with(CancelReason::SiblingFailed);
+        }
+    }
+}
+
+/// No pause at all for a zero one, which tokio would make a millisecond.
+async fn pause(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
+}
+
+/// The future of a child's task. It watches over its own end, so that nobody has to poll the scope meanwhile.
+#[pin_project]
+struct Child<F> {
+    #[pin]
+    future: Scoped<F>,
+    started: bool,
+    cut: Option<Waiting<CancelReason>>,
+    /// Dropped after the future, whose drop may panic.
+    alarm: Alarm,
+}
+
+impl<F, T, E> Future for Child<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = ChildEnd<T, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<ChildEnd<T, E>> {
+        let this = self.project();
+        let Alarm { link, index } = this.alarm;
+        if !std::mem::replace(this.started, true) {
+            if let Some(reason) = link.closed() {
+                return Poll::Ready(ChildEnd::Cancelled(reason));
+            }
+        }
+        match this.future.poll(cx) {
+            Poll::Ready(Ok(value)) => Poll::Ready(ChildEnd::Done(value)),
+            Poll::Ready(Err(error)) => {
+                link.failed(*index);
+                Poll::Ready(ChildEnd::Failed(error))
+            }
+            Poll::Pending => this.cut.get_or_insert_with(|| link.cut()).as_mut().poll(cx).map(ChildEnd::Cancelled),
+        }
+    }
+}
+
+/// Tells the siblings of a panic.
+struct Alarm {
+    link: Link,
+    index: usize,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.link.failed(self.index);
+        }
+    }
+}

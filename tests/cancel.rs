@@ -1,0 +1,284 @@
+//! `Cancel`: one reason, for all that is below, for all that wait.
+
+mod support;
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use resile::{Cancel, CancelReason, ErrorKind, FutureExt, Policy};
+use support::hand::{Flag, poll_once};
+use support::ms;
+use tokio_util::sync::CancellationToken;
+
+/// What a call under an empty policy is cancelled with.
+async fn reason(call: impl Future<Output = Result<(), resile::Error<()>>>) -> Option<CancelReason> {
+    let error = call.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert!(error.is_cancelled() && !error.is_timeout() && !error.is_refused());
+    error.cancel_reason().cloned()
+}
+
+#[test]
+fn a_new_token_is_not_cancelled() {
+    let cancel = Cancel::new();
+    assert!(!cancel.is_cancelled());
+    assert_eq!(cancel.reason(), None);
+    assert_eq!(format!("{cancel:?}"), "Cancel { reason: None }");
+}
+
+#[test]
+fn the_first_reason_wins() {
+    let cancel = Cancel::new();
+    assert!(cancel.cancel_with(CancelReason::ClientGone));
+    assert!(!cancel.cancel_with(CancelReason::Shutdown));
+    assert!(!cancel.cancel());
+    assert_eq!(cancel.clone().reason(), Some(CancelReason::ClientGone));
+}
+
+#[test]
+fn a_child_has_the_reason_of_its_parent_also_when_it_is_born_late() {
+    let parent = Cancel::new();
+    let early = parent.child().child();
+    assert!(parent.cancel_with("moved"));
+    let late = parent.child().child();
+    for child in [early, late] {
+        assert_eq!(child.reason(), Some(CancelReason::Custom("moved".into())));
+        assert!(!child.cancel());
+        assert!(child.token().is_cancelled());
+    }
+}
+
+#[test]
+fn a_child_can_be_cancelled_alone_and_keeps_its_reason() {
+    let parent = Cancel::new();
+    let (child, sibling) = (parent.child(), parent.child());
+    let grandchild = child.child();
+    assert!(child.cancel_with(CancelReason::Superseded));
+    assert!(!parent.is_cancelled() && !sibling.is_cancelled());
+    assert!(parent.cancel_with(CancelReason::Shutdown));
+    assert_eq!(child.reason(), Some(CancelReason::Superseded));
+    assert_eq!(grandchild.reason(), Some(CancelReason::Superseded));
+    assert_eq!(sibling.reason(), Some(CancelReason::Shutdown));
+}
+
+#[test]
+fn dropping_a_token_cancels_nothing_and_cuts_no_child_off() {
+    let top = Cancel::new();
+    let middle = top.child();
+    let bottom = middle.child();
+    drop(middle);
+    assert!(!bottom.is_cancelled());
+    top.cancel();
+    assert!(bottom.is_cancelled());
+}
+
+#[test]
+fn a_long_line_of_children_is_cancelled_and_dropped_without_recursion() {
+    let top = Cancel::new();
+    let mut last = top.child();
+    for _ in 0..100_000 {
+        last = last.child();
+    }
+    top.cancel_with(CancelReason::Shutdown);
+    assert_eq!(last.reason(), Some(CancelReason::Shutdown));
+    drop(top);
+    drop(last);
+}
+
+#[test]
+fn all_who_wait_are_woken_once_everything_is_marked() {
+    let parent = Cancel::new();
+    let child = parent.child();
+    let (mut at_parent, mut at_child) = (pin!(parent.cancelled()), pin!(child.cancelled()));
+    let (one, other) = (Flag::default(), Flag::default());
+    assert!(one.poll(at_parent.as_mut()).is_pending());
+    assert!(other.poll(at_child.as_mut()).is_pending());
+    assert!(!one.woken() && !other.woken());
+    parent.cancel_with(CancelReason::ClientGone);
+    assert!(one.woken() && other.woken());
+    assert!(one.poll(at_parent).is_ready());
+    assert_eq!(other.poll(at_child), std::task::Poll::Ready(CancelReason::ClientGone));
+}
+
+#[test]
+fn a_waiter_outlives_every_handle_and_can_be_dropped_at_any_time() {
+    let cancel = Cancel::new();
+    let mut kept = Box::pin(cancel.child().cancelled());
+    assert!(poll_once(kept.as_mut()).is_pending());
+    for polls in 0..3 {
+        let mut dropped = Box::pin(cancel.cancelled());
+        for _ in 0..polls {
+            assert!(poll_once(dropped.as_mut()).is_pending());
+        }
+    }
+    cancel.cancel();
+    assert!(poll_once(kept.as_mut()).is_ready());
+}
+
+#[test]
+fn a_view_cancels_nothing_but_itself() {
+    let cancel = Cancel::new();
+    let (token, other) = (cancel.token(), cancel.token());
+    token.cancel();
+    assert!(!cancel.is_cancelled() && !other.is_cancelled());
+    assert!(poll_once(pin!(cancel.cancelled())).is_pending());
+    cancel.cancel();
+    assert!(other.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_ends_as_cancelled_with_the_reason() {
+    let policy = Policy::named("users").timeout(Duration::from_secs(1)).build().unwrap();
+    let cancel = Cancel::new();
+    let call = policy.call().cancel_on(&cancel).run(std::future::pending);
+    let (told, _) = tokio::join!(reason(call), async { cancel.cancel_with(CancelReason::ClientGone) });
+    assert_eq!(told, Some(CancelReason::ClientGone));
+
+    // And before it has begun.
+    let call = policy.call().cancel_on(&cancel.child()).run(std::future::pending);
+    assert_eq!(reason(call).await, Some(CancelReason::ClientGone));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_tokio_gives_no_reason() {
+    let policy = Policy::named("users").build().unwrap();
+    let token = CancellationToken::new();
+    let call = policy.call().cancel_on(&token).run(std::future::pending);
+    let (told, ()) = tokio::join!(reason(call), async { token.cancel() });
+    assert_eq!(told, Some(CancelReason::Unspecified));
+    assert_eq!(reason(std::future::pending().cancelled_by(&token)).await, Some(CancelReason::Unspecified));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_tokens_the_one_that_was_cancelled_tells_the_reason() {
+    let policy = Policy::named("users").build().unwrap();
+    let (token, one, two) = (CancellationToken::new(), Cancel::new(), Cancel::new());
+    let call = policy.call().cancel_on(&token).cancel_on(&one).cancel_on(&two).run(std::future::pending);
+    let (told, _) = tokio::join!(reason(call), async { two.cancel_with("second") });
+    assert_eq!(told, Some("second".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_ready_when_it_is_cancelled_succeeds() {
+    let policy = Policy::named("users").build().unwrap();
+    let cancel = Cancel::new();
+    let answer = policy
+        .call()
+        .cancel_on(&cancel)
+        .run(async || {
+            // From inside of the operation: it goes on to its next await.
+            cancel.cancel();
+            Ok::<_, ()>(42)
+        })
+        .await;
+    assert_eq!(answer.unwrap(), 42);
+
+    let cancel = Cancel::new();
+    let call = policy.call().cancel_on(&cancel).run(async || {
+        cancel.cancel_with("from inside");
+        tokio::time::sleep(ms(1)).await;
+        Ok::<_, ()>(())
+    });
+    assert_eq!(reason(call).await, Some("from inside".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelling_after_the_call_has_finished_changes_nothing() {
+    let policy = Policy::named("users").build().unwrap();
+    let cancel = Cancel::new();
+    let answer = policy.call().cancel_on(&cancel).run(async || Ok::<_, ()>(42)).await;
+    assert!(cancel.cancel(), "recorded all the same");
+    assert_eq!(answer.unwrap(), 42);
+}
+
+#[test]
+fn reasons_say_what_they_are() {
+    let reasons = [
+        CancelReason::ClientGone,
+        CancelReason::Deadline,
+        CancelReason::Shutdown,
+        CancelReason::Superseded,
+        CancelReason::SiblingFailed,
+        CancelReason::from(String::from("moved")),
+        CancelReason::default(),
+    ];
+    assert_eq!(
+        reasons.map(|reason| reason.to_string()).join(", "),
+        "the client has gone, a deadline passed, shutdown, superseded, a sibling failed, moved, no reason given"
+    );
+}
+
+/// What can be done to a family of tokens: numbers are taken modulo how many there are.
+#[derive(Clone, Debug)]
+enum Act {
+    Child(usize),
+    Cancel(usize, u8),
+    Drop(usize),
+}
+
+/// A family in which each knows its parent, and nothing is clever.
+#[derive(Default)]
+struct Naive(Vec<(Option<usize>, Option<u8>)>);
+
+impl Naive {
+    fn cancel(&mut self, at: usize, reason: u8) -> bool {
+        if self.0[at].1.is_some() {
+            return false;
+        }
+        self.0[at].1 = Some(reason);
+        for child in 0..self.0.len() {
+            if self.0[child].0 == Some(at) {
+                self.cancel(child, reason);
+            }
+        }
+        true
+    }
+
+    fn child(&mut self, of: usize) {
+        self.0.push((Some(of), self.0[of].1));
+    }
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => any::<usize>().prop_map(Act::Child),
+        2 => (any::<usize>(), any::<u8>()).prop_map(|(at, reason)| Act::Cancel(at, reason)),
+        3 => any::<usize>().prop_map(Act::Drop),
+    ];
+    proptest::collection::vec(act, 0..60)
+}
+
+proptest! {
+    #[test]
+    fn a_family_behaves_like_a_list_of_its_members(acts in acts()) {
+        let mut naive = Naive(vec![(None, None)]);
+        let mut family = vec![Some(Cancel::new())];
+        for act in acts {
+            let living: Vec<usize> = (0..family.len()).filter(|at| family[*at].is_some()).collect();
+            if living.is_empty() {
+                break;
+            }
+            let one = |at: usize| living[at % living.len()];
+            match act {
+                Act::Child(at) => {
+                    naive.child(one(at));
+                    let child = family[one(at)].as_ref().unwrap().child();
+                    family.push(Some(child));
+                }
+                Act::Cancel(at, reason) => {
+                    let first = family[one(at)].as_ref().unwrap().cancel_with(reason.to_string());
+                    prop_assert_eq!(first, naive.cancel(one(at), reason));
+                }
+                Act::Drop(at) => family[one(at)] = None,
+            }
+            for (token, (_, reason)) in family.iter().zip(&naive.0) {
+                if let Some(token) = token {
+                    prop_assert_eq!(token.reason(), reason.map(|reason| reason.to_string().into()));
+                    prop_assert_eq!(token.is_cancelled(), token.token().is_cancelled());
+                }
+            }
+        }
+    }
+}
