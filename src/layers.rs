@@ -359,3 +359,54 @@ impl fmt::Debug for Layer {
         write!(f, "{}: {}", self.name.as_str(), self.gate.name())
     }
 }
+
+#[cfg(all(test, resile_loom))]
+mod loom {
+    use loom::thread;
+
+    use super::Layers;
+    use crate::call::Call;
+    use crate::gate::{Entry, Gate, Outcome};
+    use crate::loom::explore;
+    use crate::rate::TokenBucket;
+    use crate::semaphore::Semaphore;
+
+    /// Whether it got in. Then it leaves, its operation done.
+    fn pass_by(layers: &Layers) -> bool {
+        match layers.enter(&Call::alone(1, false)) {
+            Entry::Pass(pass) => {
+                layers.leave(pass, Outcome::NotStarted);
+                true
+            }
+            Entry::Refused(_) => false,
+            Entry::Wait(..) => panic!("nobody waits here"),
+        }
+    }
+
+    /// Two go for the last permit, calm or wary. Whoever gets in has passed both layers; what is given back makes no
+    /// token, and no permit is lost.
+    #[test]
+    fn two_who_race_for_the_last_of_the_inner_layer_make_nothing_and_lose_no_permit() {
+        for wary in [false, true] {
+            explore(move || {
+                let outer = TokenBucket::per_second(1).burst(4).build().unwrap();
+                let inner = Semaphore::permits(1).build().unwrap();
+                let layers = Layers::new().layer("outer", outer.clone()).layer("inner", inner.clone()).build().unwrap();
+                if wary {
+                    let held = inner.enter(&Call::alone(1, false));
+                    assert!(!pass_by(&layers));
+                    let Entry::Pass(held) = held else { panic!("it was free") };
+                    inner.leave(held, Outcome::NotStarted);
+                }
+                assert_eq!(outer.peek(), 4);
+                let other = layers.clone();
+                let thread = thread::spawn(move || pass_by(&other));
+                let both = [pass_by(&layers), thread.join().unwrap()];
+                assert!(both.contains(&true));
+                assert_eq!((inner.in_use(), inner.queued()), (0, 0));
+                // A token that another has taken after stays spent.
+                assert!((2..=4).contains(&outer.peek()), "{}", outer.peek());
+            });
+        }
+    }
+}
