@@ -89,6 +89,7 @@ async fn flood_connection(
     until: Instant,
 ) -> anyhow::Result<Answers> {
     let mut stream = TcpStream::connect(server).await.context("cannot connect to the server")?;
+    stream.set_nodelay(true)?;
     let mut answers = Answers::default();
     let (mut requests, mut received) = (String::new(), Vec::new());
     while !names.is_empty() && Instant::now() < until {

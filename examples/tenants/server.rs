@@ -12,6 +12,7 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -48,6 +49,8 @@ impl Server {
     pub async fn start(limits: Arc<Limits>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("cannot bind a loopback port")?;
         let address = listener.local_addr()?;
+        // Answers go out at once, not when the last one was acknowledged.
+        let listener = listener.tap_io(|connection| _ = connection.set_nodelay(true));
         let counts = (0..SLICES).map(|_| Default::default()).collect();
         let stage = Arc::new(Stage { limits, begin: Instant::now(), counts });
         let router =
