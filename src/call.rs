@@ -1,5 +1,6 @@
 //! What travels inward with a call, what the operation sees of it, and what the caller can say about it.
 
+use std::borrow::Borrow;
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
@@ -251,6 +252,21 @@ impl Call {
 
     pub(crate) fn detach(&mut self) {
         self.detached = true;
+    }
+
+    pub(crate) const fn is_detached(&self) -> bool {
+        self.detached
+    }
+
+    /// The same call before its first poll, but for what could end it.
+    pub(crate) fn without_ends(&self) -> Self {
+        let mut call = Self::new();
+        *call.said = self.said.as_ref().and_then(|said| said.only_keys());
+        call.cost = self.cost;
+        call.priority = self.priority;
+        call.patient = self.patient;
+        call.detached = self.detached;
+        call
     }
 }
 
@@ -580,8 +596,18 @@ impl<P: Steps, C> CallBuilder<P, C> {
     }
 
     #[inline]
-    fn run_as<O, F: TryFuture>(self, make: O, operation: Option<F>) -> Run<P, O, F, C> {
+    pub(crate) fn run_as<O, F: TryFuture>(self, make: O, operation: Option<F>) -> Run<P, O, F, C> {
         Run::new(self.policy, self.judge, self.call, make, operation)
+    }
+}
+
+impl<P: Borrow<Policy>, C> CallBuilder<P, C> {
+    pub(crate) fn policy(&self) -> &Policy {
+        self.policy.borrow()
+    }
+
+    pub(crate) fn into_parts(self) -> (P, C, Call) {
+        (self.policy, self.judge, self.call)
     }
 }
 

@@ -192,6 +192,12 @@ impl Context {
         self.deadline
     }
 
+    /// What it says but for what could end it.
+    pub(crate) fn without_ends(&self) -> Self {
+        let said = self.said.as_ref().and_then(|said| said.only_keys());
+        Self { deadline: Moment::NEVER, priority: self.priority, said }
+    }
+
     pub(crate) const fn said(&self) -> Option<&Arc<Said>> {
         self.said.as_ref()
     }
@@ -282,9 +288,9 @@ pub fn carry<F: Future>(future: F) -> Scoped<F> {
     Scoped { future: Some(future), context: current(), nested: true }
 }
 
-/// Runs a future in exactly this context.
-pub(crate) fn run_in<F>(context: Context, future: F) -> Scoped<F> {
-    Scoped { future: Some(future), context: Some(context), nested: true }
+/// Runs a future in exactly this context, or in none.
+pub(crate) fn run_in<F>(context: impl Into<Option<Context>>, future: F) -> Scoped<F> {
+    Scoped { future: Some(future), context: context.into(), nested: true }
 }
 
 /// Runs a future without a context, whatever is around it: for what must go on when the request is over.

@@ -65,7 +65,7 @@ pub enum ErrorKind {
     TimedOut,
     /// A gate did not let the call in.
     Refused,
-    /// The caller cancelled the call.
+    /// The call was cancelled: by its caller, its policy, or its context.
     Cancelled,
 }
 
@@ -156,7 +156,7 @@ impl<E> Error<E> {
         self.kind() == ErrorKind::Refused
     }
 
-    /// Whether the caller cancelled the call.
+    /// Whether the call was cancelled; [`cancel_reason`](Error::cancel_reason) says why.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.kind() == ErrorKind::Cancelled
@@ -346,7 +346,7 @@ impl<E> fmt::Display for Error<E> {
             Cause::TimedOut(limit) if attempts == 0 => write!(f, "timed out before the first attempt: {limit} passed"),
             Cause::TimedOut(limit) => write!(f, "timed out in attempt {attempts}: {limit} passed"),
             Cause::Refused(refusal) => fmt::Display::fmt(refusal, f),
-            Cause::Cancelled(CancelReason::Unspecified) => f.write_str("cancelled by the caller"),
+            Cause::Cancelled(CancelReason::Unspecified) => f.write_str("cancelled"),
             Cause::Cancelled(reason) => write!(f, "cancelled: {reason}"),
         }
     }

@@ -111,6 +111,12 @@ pub struct FewSteps {
     outline: Outline,
 }
 
+impl FewSteps {
+    pub(crate) fn none() -> Self {
+        Self { steps: SmallVec::new(), outline: Outline::NONE }
+    }
+}
+
 impl sealed::Sealed for FewSteps {}
 
 impl Steps for FewSteps {
@@ -125,7 +131,7 @@ impl Steps for FewSteps {
 
 impl<F: TryFuture> OneShot<F> {
     fn new(future: F) -> Self {
-        let steps = FewSteps { steps: SmallVec::new(), outline: Outline::NONE };
+        let steps = FewSteps::none();
         Self { run: Run::new(steps, ByResult, Call::new(), Once, Some(future)) }
     }
 
@@ -155,7 +161,7 @@ impl<F: TryFuture> OneShot<F> {
     fn inside(mut self, step: Step) -> Self {
         let few = self.run.policy_mut();
         few.steps.insert(0, step);
-        few.outline = Outline::of(&few.steps, None);
+        few.outline = Outline::of(&few.steps, None, None);
         self
     }
 }

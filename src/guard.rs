@@ -149,7 +149,7 @@ impl Future for Acquire {
         let this = self.project();
         this.lane.call().forget_time();
         let step = this.step.as_slice();
-        let end = ready!(this.lane.poll_in(step, &Outline::of(step, None), this.timer, cx));
+        let end = ready!(this.lane.poll_in(step, &Outline::of(step, None, None), this.timer, cx));
         Poll::Ready(match end {
             Ok(()) => {
                 let step = this.step.take().expect("the lane refuses to be polled once a guard has the step");
@@ -166,7 +166,7 @@ impl PinnedDrop for Acquire {
     fn drop(self: Pin<&mut Self>) {
         let this = self.project();
         if this.lane.holds() {
-            this.lane.give_back(this.step.as_slice());
+            this.lane.give_back(this.step.as_slice(), &Outline::NONE);
         }
     }
 }

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use crate::call::Call;
 use crate::context;
-use crate::error::{Limit, Reason, Refusal, Stop};
-use crate::gate::{Entry, Needs, Outcome, Pass, Ticket, Times};
+use crate::early::{EarlyEnd, Listeners, Stage, Why};
+use crate::error::{Cause, Limit, Reason, Refusal, Stop};
+use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Ticket, Times};
 use crate::internal::seldom::Seldom;
 use crate::internal::time::{Moment, Timer};
 use crate::retry::{Delays, Frame as RetryFrame, Plan, Situation};
@@ -41,6 +42,8 @@ enum Phase {
     Entering,
     /// In the queue of the gate at step `depth`.
     Queued,
+    /// Just out of that queue again, because the call ended.
+    Left,
     /// Between two attempts, until `until`.
     Backoff,
     /// About to enter for another attempt.
@@ -402,7 +405,7 @@ impl Lane {
                     }
                 }
                 Phase::Running => return Poll::Ready(Ok(())),
-                Phase::Bare | Phase::StillBare | Phase::Start | Phase::Done => {
+                Phase::Bare | Phase::StillBare | Phase::Start | Phase::Left | Phase::Done => {
                     panic!("polled again after it was ready")
                 }
             }
@@ -442,7 +445,7 @@ impl Lane {
                     Woken::Deadline => End::TimedOut(self.fired(steps)),
                     Woken::Cancelled => End::Cancelled,
                 };
-                self.phase = Phase::Entering;
+                self.phase = Phase::Left;
                 self.leave_queue(steps);
                 Poll::Ready(Err(end))
             }
@@ -503,7 +506,7 @@ impl Lane {
                 self.leave_well(steps, outline.hearers, *verdict);
                 Out::Caller(if outline.retries { Stop::Final } else { Stop::NoRetry })
             }
-            end => self.leave_steps(steps, end),
+            end => self.end_otherwise(steps, outline, end),
         };
         if let Out::Caller(_) = out {
             self.phase = Phase::Done;
@@ -532,7 +535,53 @@ impl Lane {
         }
     }
 
+    /// The same, and tells whom it may concern if that was an early end of the call.
     #[cold]
+    fn end_otherwise(&mut self, steps: &[Step], outline: &Outline, end: &End) -> Out {
+        let told =
+            outline.listeners.as_ref().and_then(|told| Some((told, self.early(steps, told, self.why(steps, end)?))));
+        let out = self.leave_steps(steps, end);
+        if let (Out::Caller(_), Some((told, early))) = (&out, told) {
+            self.phase = Phase::Done;
+            told.tell(&early);
+        }
+        out
+    }
+
+    /// What ended the call, if this is an early end.
+    pub(crate) fn why(&self, steps: &[Step], end: &End) -> Option<Why> {
+        match end {
+            End::Judged(_) | End::Refused(..) => None,
+            End::TimedOut(None) => Some(Why::TimedOut(self.call.limit())),
+            End::TimedOut(place) => Some(Why::TimedOut(limit(steps, *place))),
+            End::Cancelled => Some(match self.call.cancelled() {
+                Cause::Cancelled(reason) => Why::Cancelled(reason),
+                Cause::TimedOut(limit) => Why::TimedOut(limit),
+                Cause::Failed | Cause::Refused(_) | Cause::Panicked(_) => Why::Dropped,
+            }),
+        }
+    }
+
+    /// The record of an early end, while everything still stands.
+    fn early<'a>(&self, steps: &'a [Step], told: &'a Listeners, why: Why) -> EarlyEnd<'a> {
+        let depth = self.depth as usize;
+        let stage = match self.phase {
+            Phase::Running => Stage::Operating,
+            Phase::Backoff | Phase::Again => Stage::Backoff,
+            Phase::Queued | Phase::Left => Stage::Queued(steps[depth].as_gate().map_or("", Gate::name)),
+            Phase::Bare | Phase::StillBare | Phase::Start | Phase::Entering | Phase::Done => Stage::Entering,
+        };
+        EarlyEnd {
+            policy: told.policy(),
+            passed: &steps[..depth],
+            why,
+            stage,
+            attempts: self.made,
+            elapsed: self.call.now().since(self.begun),
+            remaining: self.call.remaining(),
+        }
+    }
+
     fn leave_steps(&mut self, steps: &[Step], end: &End) -> Out {
         let mut outcome = self.outcome(end);
         let settled = self.operating && end.is_final();
@@ -676,7 +725,7 @@ impl Lane {
 
     /// Gives everything back when the call is dropped half-way.
     #[cold]
-    pub(crate) fn give_back(&mut self, steps: &[Step]) {
+    pub(crate) fn give_back(&mut self, steps: &[Step], outline: &Outline) {
         /// Goes on with the steps further out if one of them panics.
         struct Rest<'a>(&'a mut Lane, &'a [Step], Outcome);
 
@@ -694,6 +743,8 @@ impl Lane {
         } else {
             Outcome::Abandoned(self.times())
         };
+        let why = if self.in_user { Why::Panicked } else { Why::Dropped };
+        let told = outline.listeners.as_ref().map(|told| (told, self.early(steps, told, why)));
         let queued = self.phase == Phase::Queued;
         self.phase = Phase::Done;
         let mut rest = Rest(self, steps, outcome);
@@ -701,6 +752,9 @@ impl Lane {
             rest.0.leave_queue(steps);
         }
         rest.0.give_back_passes(steps, &mut rest.2);
+        if let Some((told, early)) = told {
+            told.tell(&early);
+        }
     }
 
     fn give_back_passes(&mut self, steps: &[Step], outcome: &mut Outcome) {

@@ -42,6 +42,7 @@
 //! | [`Layers`] | several limits hold for one call, and a refusal by one must not be charged by the others |
 //! | [`Drain`] | a service has to stop within a bound without cutting its work in half |
 //! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
+//! | [`early`]: cleanup, shield, reports | an operation must not be left half done, or somebody is to know that it was |
 //! | [`Scope`] | several things are done at once, and end together |
 //! | [`context`] | the deadline and the cancellation of a request hold for all that it calls |
 //! | [`Blocking`], [`Compute`] | code blocks or computes, and must neither hold up the runtime nor pile up |
@@ -100,6 +101,7 @@ pub mod cancel;
 pub mod context;
 mod cut;
 pub mod drain;
+pub mod early;
 mod error;
 mod ext;
 pub mod fair;
@@ -136,6 +138,7 @@ pub use call::{Attempt, Call, CallBuilder, CancelSource, Deadline, Key, Priority
 pub use cancel::{Cancel, CancelReason, Cancelled};
 pub use cut::{CutShort, OnCancel};
 pub use drain::{Drain, DrainBuilder, DrainPart, Drained, Held, Phase};
+pub use early::{EarlyEnd, Interrupted, Shield, Stage, Tasks, Why};
 pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Refusal, Stop};
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
 pub use fair::{Fair, FairBuilder};

@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::TryFuture;
 
 use crate::call::{Attempt, CallBuilder, CancelSource};
+use crate::early::{EarlyEnd, Listeners, Tasks};
 use crate::error::{ConfigError, Faults, Name};
 use crate::gate::IntoGate;
 use crate::lint::{self, Finding};
@@ -58,6 +59,7 @@ struct Inner {
     name: Name,
     outline: Outline,
     steps: Box<[Step]>,
+    tasks: OnceLock<Tasks>,
 }
 
 /// Something that holds steps: a policy, a reference to one, or the small policy of a one-shot future.
@@ -102,7 +104,19 @@ impl Policy {
     /// Begins a policy. The name is for people: it stands in drawings and in the errors of [`build`](PolicyBuilder::build).
     pub fn named(name: impl Into<Cow<'static, str>>) -> PolicyBuilder {
         let name = Name::from(name.into());
-        PolicyBuilder { faults: Faults::of(format!("policy {}", name.as_str())), name, steps: Vec::new(), said: None }
+        PolicyBuilder {
+            faults: Faults::of(format!("policy {}", name.as_str())),
+            name,
+            steps: Vec::new(),
+            said: None,
+            listeners: None,
+        }
+    }
+
+    /// The cleanups and shielded operations of its calls that go on although their callers have left.
+    #[must_use]
+    pub fn tasks(&self) -> &Tasks {
+        self.0.tasks.get_or_init(Tasks::new)
     }
 
     /// Its name.
@@ -277,6 +291,7 @@ pub struct PolicyBuilder {
     steps: Vec<Step>,
     faults: Faults,
     said: Option<Arc<Said>>,
+    listeners: Option<Listeners>,
 }
 
 impl PolicyBuilder {
@@ -328,6 +343,17 @@ impl PolicyBuilder {
         self
     }
 
+    /// Tells of each call that ends [early](crate::early): dropped, cancelled, out of time, or with a panic. May be said
+    /// several times.
+    ///
+    /// The listener is called when everything has gone back and no lock is held, wherever the call happens to end,
+    /// perhaps in a drop outside of the runtime. It must be short and must not block; while a panic of the operation
+    /// unwinds, a panic of its own aborts the process.
+    pub fn on_early_end(mut self, tell: impl Fn(&EarlyEnd<'_>) + Send + Sync + 'static) -> Self {
+        self.listeners.get_or_insert_with(|| Listeners::of(self.name.clone())).add(Arc::new(tell));
+        self
+    }
+
     /// Keeps the place of a step that could not be built, so that those after it are counted right.
     fn faulty(&mut self, kind: &str, faults: ConfigError) {
         self.faults.absorb(&format!("step {} ({kind})", self.steps.len() + 1), faults);
@@ -343,8 +369,8 @@ impl PolicyBuilder {
         let count = self.steps.len();
         self.faults.check(count <= MOST_STEPS, "steps", &count, "0 to 64");
         self.faults.into_result()?;
-        let outline = Outline::of(&self.steps, self.said);
-        Ok(Policy(Arc::new(Inner { name: self.name, outline, steps: self.steps.into() })))
+        let outline = Outline::of(&self.steps, self.said, self.listeners);
+        Ok(Policy(Arc::new(Inner { name: self.name, outline, steps: self.steps.into(), tasks: OnceLock::new() })))
     }
 }
 

@@ -11,6 +11,7 @@ use futures::future::TryFuture;
 use pin_project::{pin_project, pinned_drop};
 
 use crate::call::{Attempt, Call};
+use crate::early::Why;
 use crate::error::{Cause, Error, Stop};
 use crate::internal::seldom::Seldom;
 use crate::internal::time::Timer;
@@ -156,6 +157,9 @@ where
                 ready!(this.lane.poll_interrupt(steps, this.timer.as_mut(), cx))
             };
             // The operation is given up before its passes are, like in a drop.
+            if let Some(operation) = this.operation.as_mut().as_pin_mut() {
+                this.make.give_up(operation, || this.lane.why(steps, &end).unwrap_or(Why::Dropped));
+            }
             this.lane.user(|| this.operation.set(None));
             if let Out::Caller(stop) = this.lane.walk_out(steps, outline, &end) {
                 return Poll::Ready(Err(ended(this.lane, steps, end, this.last.take(), stop)));
@@ -197,7 +201,7 @@ where
         impl<P: Steps> Drop for GiveBack<'_, P> {
             #[inline]
             fn drop(&mut self) {
-                self.0.give_back(self.1.steps());
+                self.0.give_back(self.1.steps(), self.1.outline());
             }
         }
 
@@ -225,9 +229,16 @@ where
 pub trait Make<F>: sealed::Sealed {
     #[doc(hidden)]
     fn make(&mut self, attempt: Attempt) -> Option<F>;
+
+    /// It is about to be dropped before it is ready.
+    #[doc(hidden)]
+    #[inline]
+    fn give_up(&mut self, operation: Pin<&mut F>, why: impl FnOnce() -> Why) {
+        let _ = (operation, why);
+    }
 }
 
-mod sealed {
+pub(crate) mod sealed {
     pub trait Sealed {}
     impl<O> Sealed for super::Plain<O> {}
     impl<O> Sealed for super::WithCall<O> {}

@@ -46,6 +46,11 @@ impl Said {
         self.cancels.iter().any(Source::is_cancelled)
     }
 
+    /// What it says but for what may cancel.
+    pub(crate) fn only_keys(&self) -> Option<Arc<Self>> {
+        (!self.keys.is_empty()).then(|| Arc::new(Self { keys: self.keys.clone(), ..Self::default() }))
+    }
+
     /// The reason of the first that is cancelled.
     pub(crate) fn cancel_reason(&self) -> Option<CancelReason> {
         self.cancels.iter().find_map(Source::reason)

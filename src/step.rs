@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::breaker::CircuitBreaker;
 use crate::call::Call;
 use crate::drain::{Drain, DrainPart};
+use crate::early::Listeners;
 use crate::error::{Reason, Refusal};
 use crate::gate::{Entry, Gate, Needs};
 use crate::internal::time::nanos;
@@ -33,22 +34,27 @@ pub struct Outline {
     pub(crate) hearers: u64,
     /// What is said about each of its calls.
     pub(crate) said: Option<Arc<Said>>,
+    /// Who wants to be told of early ends.
+    pub(crate) listeners: Option<Listeners>,
 }
 
 impl Outline {
     /// How many steps it has bits for.
     pub(crate) const MOST: usize = 64;
     /// Of no steps.
-    pub(crate) const NONE: Self = Self { bare: true, needs: Needs::Nothing, retries: false, hearers: 0, said: None };
+    pub(crate) const NONE: Self =
+        Self { bare: true, needs: Needs::Nothing, retries: false, hearers: 0, said: None, listeners: None };
 
-    pub(crate) fn of(steps: &[Step], said: Option<Arc<Said>>) -> Self {
+    pub(crate) fn of(steps: &[Step], said: Option<Arc<Said>>, listeners: Option<Listeners>) -> Self {
+        let told = if listeners.is_some() { Needs::Now } else { Needs::Nothing };
         let bit = |(place, step): (usize, &Step)| u64::from(step.hears_of_good()) << place;
         Self {
-            bare: steps.is_empty() && said.is_none(),
-            needs: steps.iter().map(Step::needs).max().unwrap_or(Needs::Nothing),
+            bare: steps.is_empty() && said.is_none() && listeners.is_none(),
+            needs: steps.iter().map(Step::needs).fold(told, Needs::max),
             retries: steps.iter().any(|step| matches!(step.0, Kind::Retry(_))),
             hearers: steps.iter().take(Self::MOST).enumerate().map(bit).sum(),
             said,
+            listeners,
         }
     }
 }
@@ -80,21 +86,14 @@ impl Step {
     pub(crate) fn gate<G: Gate>(gate: G) -> Self {
         // Handles are moved, not cloned: a guard's cost is one clone.
         let mut gate = Some(gate);
-        Self(if let Some(semaphore) = take(&mut gate) {
-            Kind::Semaphore(semaphore)
-        } else if let Some(breaker) = take(&mut gate) {
-            Kind::Breaker(breaker)
-        } else if let Some(bucket) = take(&mut gate) {
-            Kind::Bucket(bucket)
-        } else if let Some(drain) = take(&mut gate) {
-            Kind::Drain(drain)
-        } else if let Some(part) = take(&mut gate) {
-            Kind::Part(part)
-        } else if let Some(gate) = gate {
-            Kind::Gate(Arc::new(Box::new(gate)))
-        } else {
-            unreachable!("a gate is of one type")
-        })
+        let kind = take(&mut gate)
+            .map(Kind::Semaphore)
+            .or_else(|| take(&mut gate).map(Kind::Breaker))
+            .or_else(|| take(&mut gate).map(Kind::Bucket))
+            .or_else(|| take(&mut gate).map(Kind::Drain))
+            .or_else(|| take(&mut gate).map(Kind::Part))
+            .or_else(|| gate.take().map(|gate| Kind::Gate(Arc::new(Box::new(gate)))));
+        Self(kind.expect("a gate is of one type"))
     }
 
     /// The gate, if it is one.

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use resile::context;
 use resile::{
     Acquire, Backoff, Call, CircuitBreaker, Drain, Entry, Error, FutureExt, Gate, Guard, Outcome, Pass, Phase, Policy,
     PolicyBuilder, Rate, Refusal, Retry, RetryBudget, Semaphore, State, Ticket, TokenBucket, Verdict,
@@ -368,6 +369,8 @@ enum Form {
     Deadline,
     /// Ended by its token instead of a drop.
     Cancelled,
+    /// Ended by its context, which has a deadline too.
+    InContext,
     /// With more steps than a call has room for.
     Spilled,
     /// By the methods of the future.
@@ -377,7 +380,7 @@ enum Form {
 
 impl Form {
     fn is_cancelled(self) -> bool {
-        matches!(self, Self::Cancelled | Self::OneShotCancelled)
+        matches!(self, Self::Cancelled | Self::InContext | Self::OneShotCancelled)
     }
 }
 
@@ -517,6 +520,10 @@ impl<'a> Play<'a> {
             Form::Once => Box::pin(call.run_once(script.make_ahead())),
             Form::Deadline => Box::pin(call.deadline(DEADLINE).run(move || make.make())),
             Form::Cancelled => Box::pin(call.cancel_on(token).run(move || make.make())),
+            Form::InContext => {
+                let request = context::Context::new().deadline(DEADLINE).cancel(token).key("tenant", 7_u32);
+                Box::pin(context::scope(request, call.run(move || make.make())))
+            }
             Form::OneShot | Form::OneShotCancelled => world.one_shot(script.make_ahead(), token),
         }
     }
@@ -576,6 +583,11 @@ fn a_call_dropped_at_any_point_while_a_drain_closes_leaves_nothing_behind() {
     for form in [Form::Run, Form::Deadline, Form::Cancelled] {
         end_everywhere(stacks(), &ACTS, form);
     }
+}
+
+#[test]
+fn a_call_cancelled_by_its_context_at_any_point_leaves_nothing_behind() {
+    end_everywhere(singles().chain(pairs()), &ACTS, Form::InContext);
 }
 
 #[test]

@@ -62,7 +62,7 @@ async fn all() -> Vec<(Error<&'static str>, &'static str)> {
             "timed out in attempt 1: the caller's deadline passed",
         ),
         (queued.call().no_wait().run(hangs).await.unwrap_err(), "refused by db: nothing is free now"),
-        (plain.call().cancel_on(&token).run(hangs).await.unwrap_err(), "cancelled by the caller"),
+        (plain.call().cancel_on(&token).run(hangs).await.unwrap_err(), "cancelled"),
     ]
 }
 
