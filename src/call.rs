@@ -243,6 +243,10 @@ impl Call {
         Cause::Cancelled(reason)
     }
 
+    pub(crate) fn set_key(&mut self, name: &'static str, value: Key) {
+        said::own(&mut self.said).set_key(name, value);
+    }
+
     pub(crate) fn watch(&mut self, source: &impl CancelSource) {
         said::own(&mut self.said).watch(source);
     }
@@ -497,7 +501,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
 
     /// Names what the call is about, for gates that work by key. A key given twice has the later value.
     pub fn key(mut self, name: &'static str, value: impl Into<Key>) -> Self {
-        said::own(&mut self.call.said).set_key(name, value.into());
+        self.call.set_key(name, value.into());
         self
     }
 

@@ -476,6 +476,10 @@ pub enum Reason {
     ForcedOpen,
     /// The gate was closed for good.
     Closed,
+    /// Every entry of a table of keys is in use, and the call's key has none.
+    KeySpaceFull,
+    /// The gate works by this key, and the call has none of that name.
+    NoKey(&'static str),
     /// The service takes no more work: it is shutting down.
     Draining,
     /// A reason of a gate of your own.
@@ -495,6 +499,8 @@ impl fmt::Display for Reason {
             Self::Probing => "the circuit is half open and its probes are on their way",
             Self::ForcedOpen => "the circuit is held open",
             Self::Closed => "it is closed",
+            Self::KeySpaceFull => "there is no room for another key",
+            Self::NoKey(key) => return write!(f, "the call has no key {key:?}"),
             Self::Draining => "it takes no more work",
             Self::Other(reason) => reason,
         })
@@ -518,6 +524,20 @@ impl Refusal {
 
     pub(crate) const fn by(gate: Name, reason: Reason) -> Self {
         Self { gate, reason, after: UNKNOWN }
+    }
+
+    /// The same in another name.
+    pub(crate) fn in_name_of(self, gate: &Name) -> Self {
+        Self { gate: gate.clone(), ..self }
+    }
+
+    /// The same with another advice when to come back, or none.
+    pub(crate) fn coming_after(self, wait: Option<Duration>) -> Self {
+        let without = Self { after: UNKNOWN, ..self };
+        match wait {
+            Some(wait) => without.after(wait),
+            None => without,
+        }
     }
 
     /// The same with an advice when to come back.
@@ -637,13 +657,21 @@ impl fmt::Display for Fault {
 /// Collects faults while something is checked, so that all are told at once.
 #[derive(Debug)]
 pub(crate) struct Faults {
-    place: String,
+    place: Cow<'static, str>,
     faults: Vec<Fault>,
 }
 
 impl Faults {
-    pub(crate) fn of(place: impl Into<String>) -> Self {
+    pub(crate) fn of(place: impl Into<Cow<'static, str>>) -> Self {
         Self { place: place.into(), faults: Vec::new() }
+    }
+
+    pub(crate) const fn at(place: &'static str) -> Self {
+        Self { place: Cow::Borrowed(place), faults: Vec::new() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.faults.is_empty()
     }
 
     /// Notes a fault unless `fine`, which is to be a condition that is true for good values: a NaN makes it false.
@@ -656,7 +684,7 @@ impl Faults {
     ) {
         if !fine {
             let value = format!("{value:?}");
-            self.faults.push(Fault { place: self.place.clone(), field, value, allowed: allowed.into() });
+            self.faults.push(Fault { place: self.place.clone().into_owned(), field, value, allowed: allowed.into() });
         }
     }
 

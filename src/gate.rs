@@ -85,6 +85,19 @@ pub trait Gate: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether [`enter`](Gate::enter) would let the call in at this moment without a wait. Changes nothing.
+    ///
+    /// It is for those who have to ask several gates before they enter any, such as [`Layers`](crate::Layers). The
+    /// default knows nothing and says yes.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that it would give to a call that does not want to wait.
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        let _ = call;
+        Ok(())
+    }
+
     /// How much of the clock [`leave`](Gate::leave) needs; a call reads no clock that nobody needs.
     fn needs(&self) -> Needs {
         Needs::Elapsed
@@ -212,6 +225,10 @@ impl<G: Gate + ?Sized> Gate for Arc<G> {
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
         (**self).still(pass, call)
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        (**self).look(call)
     }
 
     fn needs(&self) -> Needs {

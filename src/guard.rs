@@ -69,7 +69,7 @@ impl Guard {
     pub(crate) fn try_enter(gate: impl Gate, cost: u32) -> Result<Self, Refusal> {
         let step = Step::gate(gate);
         let call = Call::alone(cost, false);
-        match step.as_gate().map(|gate| step::enter(gate, &call)) {
+        match step.as_gate().map(|gate| step::enter(gate, &call, false)) {
             Some(Entry::Pass(pass)) => Ok(Self::new(step, pass, &call)),
             Some(Entry::Refused(refusal)) => Err(refusal),
             Some(Entry::Wait(..)) | None => unreachable!("a gate was told not to let the call wait"),

@@ -310,7 +310,7 @@ impl Lane {
         while !self.walk_in_at_once(steps, self.now()) {
             let place = self.depth as usize;
             let gate = steps[place].as_gate().expect("all but gates are entered at once");
-            match step::enter(gate, &self.call) {
+            match step::enter(gate, &self.call, self.call.may_wait()) {
                 Entry::Pass(pass) => {
                     *self.frame(place) = pass.words();
                     self.depth += 1;

@@ -39,6 +39,9 @@
 //! | [`LeakyBucket`], [`SlidingWindow`], [`Quota`] | it counts otherwise: evenly, over the last so long, or by the calendar ([which?](rate)) |
 //! | [`Snapshot`], [`LimitFields`] | you tell your own callers what is left to them |
 //! | [`Semaphore`] | the peer can do so many things at once |
+//! | [`Keyed`] | each tenant, user or peer is to have a gate of its own, in bounded memory |
+//! | [`Fair`] | many share one limit, and the backlog of one must not hold up the others |
+//! | [`Layers`] | several limits hold for one call, and a refusal by one must not be charged by the others |
 //! | [`Drain`] | a service has to stop within a bound without cutting its work in half |
 //! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
 //! | [`early`]: cleanup, shield, reports | an operation must not be left half done, or somebody is to know that it was |
@@ -103,11 +106,14 @@ pub mod drain;
 pub mod early;
 mod error;
 mod ext;
+pub mod fair;
 pub mod gate;
 mod guard;
 pub mod health;
 mod internal;
+pub mod keyed;
 mod lane;
+pub mod layers;
 mod lint;
 #[cfg(all(test, resile_loom))]
 mod loom;
@@ -137,9 +143,12 @@ pub use drain::{Drain, DrainBuilder, DrainPart, Drained, Held, Phase};
 pub use early::{EarlyEnd, Interrupted, Shield, Stage, Tasks, Why};
 pub use error::{ConfigError, Erased, Error, ErrorKind, Fault, Limit, Reason, Refusal, Stop};
 pub use ext::{FewSteps, FutureExt, OneShot, infallible};
+pub use fair::{Fair, FairBuilder};
 pub use gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket, Times};
 pub use health::{Health, HealthBuilder};
 pub use internal::time::Moment;
+pub use keyed::{KeyRef, Keyed, KeyedBuilder, KeyedStats, OneKey, PerKey, Plan, TopKey};
+pub use layers::{Layers, LayersBuilder};
 pub use lint::{Finding, Lint};
 pub use policy::{Judged, Policy, PolicyBuilder, Steps};
 pub use rate::{

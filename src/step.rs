@@ -143,17 +143,26 @@ fn take<T: 'static>(gate: &mut dyn Any) -> Option<T> {
 }
 
 /// Enters a gate that may not have been told that its caller won't wait, or doesn't look.
-pub(crate) fn enter(gate: &dyn Gate, call: &Call) -> Entry {
+pub(crate) fn enter(gate: &dyn Gate, call: &Call, may_wait: bool) -> Entry {
     match gate.enter(call) {
-        Entry::Wait(ticket, at) if !call.may_wait() => {
-            gate.abandon(ticket);
-            let refusal = Refusal::new(gate.name().to_owned(), Reason::Busy);
-            Entry::Refused(match at {
-                Some(at) => refusal.after(at.since(call.now())),
-                None => refusal,
-            })
-        }
+        entry @ Entry::Wait(..) if !may_wait => Entry::Refused(refuse(gate, call, entry)),
         entry => entry,
+    }
+}
+
+/// The no that an entry without a pass is for a call that won't wait.
+#[cold]
+pub(crate) fn refuse(gate: &dyn Gate, call: &Call, entry: Entry) -> Refusal {
+    let (ticket, at) = match entry {
+        Entry::Refused(refusal) => return refusal,
+        Entry::Wait(ticket, at) => (ticket, at),
+        Entry::Pass(_) => unreachable!("a pass is no refusal"),
+    };
+    gate.abandon(ticket);
+    let refusal = Refusal::new(gate.name().to_owned(), Reason::Busy);
+    match at {
+        Some(at) => refusal.after(at.since(call.now())),
+        None => refusal,
     }
 }
 

@@ -16,10 +16,11 @@ use resile::run::Plain;
 use resile::{
     Acquire, Attempt, ByPolicy, ByResult, Call, CallBuilder, Cancel, CancelReason, Cancelled, ChildEnd, ChildPanic,
     CircuitBreaker, ConfigError, CutShort, Deadline, Drain, DrainBuilder, DrainPart, Drained, Entry, Erased, Error,
-    ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Held, Jitter, Judged, Key, LeakyBucket, Limit,
-    LimitFields, Mapped, Moment, OnCancel, OneShot, Outcome, Pass, Phase, Policy, PolicyBuilder, Priority, Quota, Rate,
-    Reason, Refusal, Retry, RetryBudget, Run, Scope, ScopeEnd, Semaphore, SlidingWindow, Snapshot, State, Stop, Ticket,
-    Times, TokenBucket, Verdict,
+    ErrorKind, Fault, FewSteps, Finding, FutureExt, Gate, Guard, Held, Jitter, Judged, Key, KeyRef, Keyed,
+    KeyedBuilder, KeyedStats, Layers, LayersBuilder, LeakyBucket, Limit, LimitFields, Mapped, Moment, OnCancel, OneKey,
+    OneShot, Outcome, Pass, Phase, Plan, Policy, PolicyBuilder, Priority, Quota, Rate, Reason, Refusal, Retry,
+    RetryBudget, Run, Scope, ScopeEnd, Semaphore, SlidingWindow, Snapshot, State, Stop, Ticket, Times, TokenBucket,
+    TopKey, Verdict,
 };
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +69,13 @@ fn handles_and_values_are_cloned_shared_and_kept_everywhere() {
     assert_value::<Quota>();
     assert_value::<Snapshot>();
     assert_value::<LimitFields>();
+    assert_value::<Keyed<TokenBucket>>();
+    assert_value::<OneKey<CircuitBreaker>>();
+    assert_value::<Plan<Semaphore>>();
+    assert_value::<Layers>();
+    assert_value::<KeyRef<'static>>();
+    assert_value::<KeyedStats>();
+    assert_value::<TopKey>();
     assert_value::<RetryBudget>();
     assert_value::<Retry>();
     assert_value::<Refusal>();
@@ -103,6 +111,8 @@ fn handles_and_values_are_cloned_shared_and_kept_everywhere() {
     assert_value::<Held>();
     assert_value::<Phase>();
 
+    assert_shared::<KeyedBuilder<TokenBucket>>();
+    assert_shared::<LayersBuilder>();
     assert_shared::<Scope<(), ()>>();
     assert_shared::<ScopeEnd<(), ()>>();
     assert_shared::<ChildEnd<(), ()>>();

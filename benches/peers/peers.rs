@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use backon::Retryable;
 use failsafe::futures::CircuitBreaker;
+use foldhash::fast::RandomState as FastHasher;
 use governor::RateLimiter;
-use governor::clock::{FakeRelativeClock, MonotonicClock};
-use resile::Moment;
+use governor::clock::{FakeRelativeClock, MonotonicClock, QuantaClock};
+use resile::{Keyed, Moment, TokenBucket};
 use stacks::{backoff, by_hand, quota, with_tower};
 use support::World;
 use support::laps::{self, Lap, repeat};
@@ -26,9 +27,57 @@ fn main() {
     let world = World::new();
     let _entered = world.enter();
     let effort = Effort::from_args();
+    keyed(effort, "a limit per key, 1,000 hot keys", 1_000);
+    keyed(effort, "a limit per key, a million keys", 1_000_000);
     gates(effort);
     steps(effort);
     whole_stacks(effort);
+}
+
+/// One token of a key's bucket, of so many keys in an order that no cache foresees. Governor's table has no bound.
+fn keyed(effort: Effort, title: &str, keys: u64) {
+    compare(
+        effort,
+        title,
+        [
+            ("resile", {
+                let bucket = TokenBucket::per_second(1_000_000_000).burst(1_000_000_000);
+                let keyed = Keyed::by("key", bucket).capacity((keys + keys / 8) as u32).build().expect("fine settings");
+                (0..keys).for_each(|key| keyed.try_take(key, 1).expect("room"));
+                let mut next = uniform(keys);
+                repeat(move || assert!(black_box(&keyed).try_take(next(), 1).is_ok()))
+            }),
+            ("governor, a fast hasher, the standard clock", {
+                let limiter =
+                    RateLimiter::dashmap_with_clock_and_hasher(quota(), MonotonicClock, FastHasher::default());
+                (0..keys).for_each(|key| assert!(limiter.check_key(&key).is_ok()));
+                let mut next = uniform(keys);
+                repeat(move || assert!(black_box(&limiter).check_key(&next()).is_ok()))
+            }),
+            ("governor, a fast hasher, its default clock (TSC)", {
+                let clock = QuantaClock::default();
+                let limiter = RateLimiter::dashmap_with_clock_and_hasher(quota(), clock, FastHasher::default());
+                (0..keys).for_each(|key| assert!(limiter.check_key(&key).is_ok()));
+                let mut next = uniform(keys);
+                repeat(move || assert!(black_box(&limiter).check_key(&next()).is_ok()))
+            }),
+            ("governor, as it comes", {
+                let limiter = RateLimiter::dashmap_with_clock(quota(), QuantaClock::default());
+                (0..keys).for_each(|key| assert!(limiter.check_key(&key).is_ok()));
+                let mut next = uniform(keys);
+                repeat(move || assert!(black_box(&limiter).check_key(&next()).is_ok()))
+            }),
+        ],
+    );
+}
+
+/// Numbers below `keys` in an order that no cache foresees.
+fn uniform(keys: u64) -> impl FnMut() -> u64 {
+    let mut state = 0_u64;
+    move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((u128::from(state) * u128::from(keys)) >> 64) as u64
+    }
 }
 
 fn gates(effort: Effort) {

@@ -90,6 +90,7 @@
 //! rarely shares. No lock is taken until something fails. Memory: 384 bytes per thread stripe (as many as cores, at most
 //! 16) for a time window, one byte per call for a count.
 
+mod keyed;
 mod state;
 mod tally;
 
@@ -168,7 +169,7 @@ pub struct BreakerCounts {
     pub would_refuse: u64,
 }
 
-type Listener = Box<dyn Fn(State, State) + Send + Sync>;
+type Listener = Arc<dyn Fn(State, State) + Send + Sync>;
 
 struct Shared {
     /// The state and its generation as one word, for the path that takes no lock. Written under the lock.
@@ -184,7 +185,7 @@ struct Shared {
     name: Name,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Rules {
     failure_rate: Option<f64>,
     slow_rate: Option<f64>,
@@ -343,7 +344,7 @@ impl BreakerBuilder {
 
     /// Called after each change of state with the old and the new one, once, by whoever caused it, with no lock held.
     pub fn on_change(mut self, listener: impl Fn(State, State) + Send + Sync + 'static) -> Self {
-        self.listener = Some(Box::new(listener));
+        self.listener = Some(Arc::new(listener));
         self
     }
 
@@ -751,6 +752,10 @@ impl Gate for CircuitBreaker {
             State::Closed | State::ForcedClosed => Ok(()),
             State::Open | State::HalfOpen | State::ForcedOpen => Err(self.refusal(no, now)),
         }
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        self.look_at(call.now())
     }
 
     fn needs(&self) -> Needs {

@@ -103,6 +103,15 @@ impl Machine {
         self.generation
     }
 
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether the next period will be as long as the first.
+    pub(super) fn is_rested(&self) -> bool {
+        self.streak == 0
+    }
+
     /// The state as last noted. [`Machine::tick`] brings it up to date.
     pub(super) fn state(&self) -> State {
         match self.phase {
@@ -149,15 +158,13 @@ impl Machine {
 
     pub(super) fn admit(&mut self, now: Moment) -> Result<Admission, No> {
         self.tick(now);
+        if let Some(no) = self.look(now) {
+            return Err(no);
+        }
         let generation = self.generation;
         match &mut self.phase {
-            Phase::Closed => Ok(Admission { generation, probe: 0 }),
             Phase::ForcedClosed => Ok(UNCOUNTED),
-            Phase::ForcedOpen | Phase::Open { .. } => Err(self.no(now)),
             Phase::HalfOpen(half) => {
-                if half.good + half.bad + half.probes.len() as u32 >= self.settings.probes {
-                    return Err(self.no(now));
-                }
                 if half.expires == Moment::NEVER {
                     half.expires = now.plus_nanos(self.settings.half_open_for);
                 }
@@ -166,7 +173,18 @@ impl Machine {
                 half.probes.push(Probe { id: probe, lease: now.plus_nanos(self.settings.lease) });
                 Ok(Admission { generation, probe })
             }
+            _ => Ok(Admission { generation, probe: 0 }),
         }
+    }
+
+    /// Why a call would not be let in, as of the last tick.
+    pub(super) fn look(&self, now: Moment) -> Option<No> {
+        let willing = match &self.phase {
+            Phase::Closed | Phase::ForcedClosed => true,
+            Phase::ForcedOpen | Phase::Open { .. } => false,
+            Phase::HalfOpen(half) => half.good + half.bad + (half.probes.len() as u32) < self.settings.probes,
+        };
+        (!willing).then(|| self.no(now))
     }
 
     /// What a call is told that is not let in.

@@ -34,6 +34,15 @@ pub(super) enum Tally {
 }
 
 impl Tally {
+    /// One of the same shape with nothing in it.
+    pub(super) fn another(&self) -> Self {
+        match self {
+            Self::Time(window) => Self::Time(window.another()),
+            Self::Calls(ring) => Self::Calls(Ring::new(ring.places.len() as u32)),
+            Self::Nothing => Self::Nothing,
+        }
+    }
+
     /// Counts a call that went well and quickly: what almost all calls do.
     #[inline]
     pub(super) fn add_good(&self, now: Moment) {

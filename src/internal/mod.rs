@@ -3,6 +3,7 @@
 pub(crate) mod queue;
 pub(crate) mod rng;
 pub(crate) mod seldom;
+pub(crate) mod slab;
 pub(crate) mod stripe;
 pub(crate) mod sync;
 pub(crate) mod time;

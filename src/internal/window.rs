@@ -41,12 +41,17 @@ impl<const KINDS: usize> Window<KINDS> {
     /// A window over `length`, which the caller has checked to be at least a millisecond.
     pub(crate) fn new(length: Duration) -> Self {
         let slice = nanos(length) / SLICES as u64;
+        Self::with(((1_u128 << 64) / u128::from(slice)) as u64)
+    }
+
+    /// An empty window over the same length.
+    pub(crate) fn another(&self) -> Self {
+        Self::with(self.multiplier)
+    }
+
+    fn with(multiplier: u64) -> Self {
         let stripe = || Stripe(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))));
-        Self {
-            stripes: (0..stripe::count()).map(|_| stripe()).collect(),
-            multiplier: ((1_u128 << 64) / u128::from(slice)) as u64,
-            renumbered: AtomicU64::new(0),
-        }
+        Self { stripes: (0..stripe::count()).map(|_| stripe()).collect(), multiplier, renumbered: AtomicU64::new(0) }
     }
 
     /// Counts one event of `kind`.

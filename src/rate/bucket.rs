@@ -66,7 +66,7 @@ const BURSTS_PER_SECOND: u64 = 10;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct TokenBucket(Arc<Shell<Word<false>>>);
+pub struct TokenBucket(pub(super) Arc<Shell<Word<false>>>);
 
 /// Settings of a [`TokenBucket`].
 #[derive(Clone, Debug)]

@@ -53,7 +53,7 @@ const DEFAULT_DEPTH: u32 = 1024;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct LeakyBucket(Arc<Shell<Word<true>>>);
+pub struct LeakyBucket(pub(super) Arc<Shell<Word<true>>>);
 
 /// Settings of a [`LeakyBucket`].
 #[derive(Clone, Debug)]

@@ -20,6 +20,7 @@
 mod bucket;
 mod calendar;
 mod front;
+mod keyed;
 mod leaky;
 mod ledger;
 mod pace;

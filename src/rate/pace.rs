@@ -185,6 +185,11 @@ impl Pace {
         next.min(time + self.span() + LONGEST_SPAN).max(state)
     }
 
+    /// Whether all are there: as in a state of 0.
+    pub(super) fn is_full(self, state: u64, now: Moment) -> bool {
+        state <= self.virtual_time(now)
+    }
+
     /// How many tokens are there.
     pub(super) fn available(self, state: u64, now: Moment) -> u32 {
         (self.level(state, now).max(0) >> self.bits) as u32

@@ -116,6 +116,20 @@ impl Windows {
         Self { left, run, ..*self }
     }
 
+    /// The same with nothing used, or carried over.
+    pub(super) fn another(&self, now: Moment) -> Self {
+        let run = match self.run {
+            Run::Calendar { calendar, .. } => Run::on(calendar, calendar.index(now)),
+            Run::FromFirstUse { length, .. } => Run::FromFirstUse { length, begun: None },
+        };
+        Self { left: i128::from(self.limit), run, ..*self }
+    }
+
+    /// Whether it is as a new one: with nothing used, owed or carried over.
+    pub(super) fn is_fresh(&self, now: Moment) -> bool {
+        self.at(now).rested().left == i128::from(self.limit)
+    }
+
     pub(super) fn set_limit(&mut self, now: Moment, limit: u64) {
         let mut seen = self.at(now);
         // Who used more than is allowed from now on owes nothing for that.

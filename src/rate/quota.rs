@@ -64,7 +64,7 @@ const MOST_CARRIED: u64 = 1_000_000_000_000_000;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct Quota(Arc<Shell<UnderLock<Windows>>>);
+pub struct Quota(pub(super) Arc<Shell<UnderLock<Windows>>>);
 
 /// Settings of a [`Quota`].
 #[derive(Clone, Debug)]

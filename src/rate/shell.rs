@@ -30,6 +30,12 @@ pub(super) trait Meter: Send + Sync + 'static {
         None
     }
 
+    /// Whether it would take without the lock. Changes nothing.
+    fn fits_at_once(&self, now: Moment, cost: u32) -> bool {
+        let _ = (now, cost);
+        false
+    }
+
     /// Whether from now on somebody waits, for a meter that takes without the lock.
     fn set_waiting(&self, waiting: bool) {
         let _ = waiting;
@@ -107,6 +113,47 @@ impl<M: Meter> Shell<M> {
         }
     }
 
+    /// Another with the same settings and nobody in its queue.
+    pub(super) fn another(&self, meter: M, locked: M::Locked) -> Self {
+        Self {
+            meter,
+            waiting: Mutex::new(Waiting { queue: Queue::new(), locked }),
+            max_queue: self.max_queue,
+            max_wait: self.max_wait,
+            name: self.name.clone(),
+        }
+    }
+
+    /// Whether nobody waits and what the meter keeps is as given.
+    pub(super) fn is_idle(&self, fresh: impl FnOnce(&M, &mut M::Locked) -> bool) -> bool {
+        let mut waiting = self.waiting.lock();
+        waiting.queue.is_empty() && fresh(&self.meter, &mut waiting.locked)
+    }
+
+    /// Whether a call would be let in that does not want to wait.
+    pub(super) fn look(&self, call: &Call) -> Result<(), Refusal> {
+        let (cost, now) = (call.cost(), call.now());
+        if self.meter.fits_at_once(now, cost) {
+            return Ok(());
+        }
+        let mut waiting = self.waiting.lock();
+        let Waiting { queue, locked } = &mut *waiting;
+        let limit = self.meter.largest(locked);
+        let (reason, due) = if cost == 0 {
+            (Reason::ZeroCost, now)
+        } else if cost > limit {
+            (Reason::CostAboveLimit { cost, limit }, now)
+        } else {
+            let due = self.meter.due(locked, queue, now, cost);
+            if due <= now && queue.is_empty() {
+                return Ok(());
+            }
+            (Reason::Busy, due)
+        };
+        drop(waiting);
+        Err(self.refuse(reason, now, due))
+    }
+
     pub(super) fn name(&self) -> &Name {
         &self.name
     }
@@ -164,16 +211,7 @@ impl<M: Meter> Shell<M> {
             }
         };
         let give_up = now.plus_nanos(self.max_wait);
-        let reason = if !call.may_wait() {
-            Some(Reason::Busy)
-        } else if due > give_up.min(call.ends()) {
-            Some(Reason::TooLate)
-        } else if waiting.queue.len() >= self.max_queue {
-            Some(Reason::QueueFull)
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
+        if let Some(reason) = self.why_not_wait(call, due, waiting.queue.len()) {
             drop(waiting);
             return Entry::Refused(self.refuse(reason, now, due));
         }
@@ -181,6 +219,19 @@ impl<M: Meter> Shell<M> {
         let head = waiting.queue.is_empty();
         let key = waiting.queue.push(cost, give_up, None);
         Entry::Wait(Ticket::new(key.to_bits(), give_up.nanos()), head.then_some(due))
+    }
+
+    /// Why a call that would be served when it is due, behind so many others, is not to wait for it.
+    pub(super) fn why_not_wait(&self, call: &Call, due: Moment, queued: u32) -> Option<Reason> {
+        if !call.may_wait() {
+            Some(Reason::Busy)
+        } else if due > call.now().plus_nanos(self.max_wait).min(call.ends()) {
+            Some(Reason::TooLate)
+        } else if queued >= self.max_queue {
+            Some(Reason::QueueFull)
+        } else {
+            None
+        }
     }
 
     /// Takes if nobody waits, or says when it would be served, or why never.
@@ -443,6 +494,10 @@ macro_rules! limiter {
 
             fn settle(&self, pass: &mut crate::gate::Pass, actual: u32) {
                 self.0.settle(pass, actual);
+            }
+
+            fn look(&self, call: &crate::call::Call) -> Result<(), crate::error::Refusal> {
+                self.0.look(call)
             }
 
             fn needs(&self) -> crate::gate::Needs {

@@ -76,7 +76,7 @@ const LONGEST_LOG: u32 = 65_536;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct SlidingWindow(Arc<Shell<UnderLock<Counting>>>);
+pub struct SlidingWindow(pub(super) Arc<Shell<UnderLock<Counting>>>);
 
 /// Settings of a [`SlidingWindow`].
 #[derive(Clone, Debug)]

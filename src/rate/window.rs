@@ -255,6 +255,25 @@ impl Counting {
         matches!(self, Self::Log(_))
     }
 
+    /// The same way of counting, with nothing counted.
+    pub(super) fn another(&self, _: Moment) -> Self {
+        if self.is_exact() { Self::exact(self.rate()) } else { Self::weighted(self.rate()) }
+    }
+
+    /// Whether nothing counts any more.
+    pub(super) fn is_fresh(&mut self, now: Moment) -> bool {
+        match self {
+            Self::Log(log) => {
+                log.forget(now);
+                log.sum == 0
+            }
+            Self::Weighted(counters) => {
+                let (seen, _) = counters.at(now);
+                (seen.current, seen.before) == (0, 0)
+            }
+        }
+    }
+
     pub(super) fn rate(&self) -> Rate {
         let (count, period) = match self {
             Self::Log(log) => (log.limit, log.window),

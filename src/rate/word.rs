@@ -31,8 +31,12 @@ fn shape(pace: Pace) -> u64 {
 impl<const PACED: bool> Word<PACED> {
     /// A full bucket.
     pub(super) fn new(pace: Pace) -> Self {
+        Self::in_state(pace, 0)
+    }
+
+    pub(super) fn in_state(pace: Pace, state: u64) -> Self {
         Self {
-            cell: AtomicU64::new(0),
+            cell: AtomicU64::new(state),
             multiplier: AtomicU64::new(pace.multiplier),
             shape: AtomicU64::new(shape(pace)),
         }
@@ -47,6 +51,11 @@ impl<const PACED: bool> Word<PACED> {
             burst: shape as u32,
             paced: PACED,
         }
+    }
+
+    /// The state, if nobody waits and the pace is not being changed.
+    pub(super) fn at_rest(&self) -> Option<u64> {
+        Some(self.cell.load(Acquire)).filter(|word| *word <= STATE)
     }
 
     fn state(&self) -> u64 {
@@ -101,6 +110,16 @@ impl<const PACED: bool> Meter for Word<PACED> {
             }
         }
         None
+    }
+
+    fn fits_at_once(&self, now: Moment, cost: u32) -> bool {
+        // A pace that is read half while it changes goes with no word that is still there.
+        self.at_rest().is_some_and(|state| {
+            let pace = self.pace();
+            cost.wrapping_sub(1) < pace.burst
+                && pace.take_now(state, now, cost).is_some()
+                && self.at_rest() == Some(state)
+        })
     }
 
     fn set_waiting(&self, waiting: bool) {

@@ -48,6 +48,7 @@
 //! the other's. Nothing detects that: set `max_wait` or a deadline. For calls per second there is
 //! [`TokenBucket`](crate::TokenBucket).
 
+mod keyed;
 mod word;
 
 #[cfg(all(test, resile_loom))]
@@ -455,6 +456,10 @@ impl Gate for Semaphore {
         if number != OUTSIDE {
             self.end_wait(self.0.queue.lock(), Key::from_bits(number), need as u32);
         }
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        self.look_at(call.cost())
     }
 
     fn needs(&self) -> Needs {

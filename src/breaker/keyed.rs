@@ -1,0 +1,54 @@
+//! The breaker of one key among many, and the look without a step inside.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::state::Machine;
+use super::tally::Counts;
+use super::{CircuitBreaker, Shared, State, word};
+use crate::error::Refusal;
+use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
+use crate::internal::time::Moment;
+use crate::keyed::PerKey;
+
+impl PerKey for CircuitBreaker {
+    fn another(&self) -> Self {
+        let Shared { tally, rules, machine, listener, name, .. } = &*self.0;
+        let machine = Machine::new(machine.lock().settings().clone());
+        Self(Arc::new(Shared {
+            word: AtomicU64::new(word(State::Closed, machine.generation())),
+            streak: AtomicU64::new(0),
+            tally: tally.another(),
+            rules: rules.clone(),
+            would_refuse: AtomicU64::new(0),
+            machine: Mutex::new(machine),
+            changed: Notify::new(),
+            listener: listener.clone(),
+            name: name.clone(),
+        }))
+    }
+
+    /// Closed, with nothing in its window, no failures in a row if those count, and no longer period to come.
+    fn is_fresh(&self, now: Moment) -> bool {
+        let rested = {
+            let machine = self.0.machine.lock();
+            machine.state() == State::Closed && machine.is_rested()
+        };
+        let streak = self.0.rules.consecutive.is_none() || self.0.streak.load(Relaxed) == 0;
+        rested && streak && self.0.tally.counts(now) == Counts::default()
+    }
+}
+
+impl CircuitBreaker {
+    pub(super) fn look_at(&self, now: Moment) -> Result<(), Refusal> {
+        if self.enter_at_once().is_some() || self.0.rules.observe_only {
+            return Ok(());
+        }
+        let no = self.change(|machine| {
+            machine.tick(now);
+            machine.look(now)
+        });
+        no.map_or(Ok(()), |no| Err(self.refusal(no, now)))
+    }
+}

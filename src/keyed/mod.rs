@@ -1,0 +1,586 @@
+//! [`Keyed`]: one gate per key, such as a limit per tenant, in bounded memory.
+//!
+//! One limit for everybody lets the loudest caller use up what was meant for all. One limit for each needs a table, and
+//! the keys in it come from outside: somebody who makes up a new key for each call must neither fill the memory nor push
+//! a key that is at its limit out of the table, which would give that key a new allowance.
+//!
+//! ```
+//! use resile::{Keyed, Policy, Reason, TokenBucket};
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let per_tenant = Keyed::by("tenant", TokenBucket::per_second(10).burst(20)).capacity(100_000).build()?;
+//! let policy = Policy::named("api").gate(per_tenant.clone()).build()?;
+//!
+//! let answer = policy.call().key("tenant", "acme").cost(20).no_wait().run(|| async { Ok::<_, ()>(42) }).await;
+//! assert_eq!(answer.unwrap(), 42);
+//!
+//! assert!(per_tenant.try_take("acme", 1).is_err(), "used up");
+//! per_tenant.try_take("other", 20)?;
+//!
+//! let error = policy.run(|| async { Ok::<_, ()>(42) }).await.unwrap_err();
+//! assert_eq!(error.refusal().unwrap().reason(), Reason::NoKey("tenant"), "never let through uncounted");
+//! # Ok(()) }
+//! ```
+//!
+//! | setting | default | why |
+//! | --- | --- | --- |
+//! | [`capacity`](KeyedBuilder::capacity) | 65,536 keys | 2.5 MiB of token buckets; choose the number of keys that can be busy at once |
+//! | [`plans`](KeyedBuilder::plans) | the same settings for all | tariffs are yours to know |
+//! | [`overflow`](KeyedBuilder::overflow) | refuse | a shared gate is a choice: everybody new is limited together |
+//!
+//! # How it decides
+//!
+//! The call's key leads to an entry, and the gate of that entry decides as it would alone; a key without an entry gets a
+//! new one. If the table is full, a hand goes round and gives up the first entry that is *as good as new*: a bucket that
+//! is full again, a semaphore with nothing held, a closed breaker with nothing in its window. To forget such an entry
+//! changes no decision, and no other is ever forgotten. One new key looks at 64 entries at most (8, if the gates are such
+//! that each has to be asked), so a sweep has no pauses. If none of them can go, the policy for overflow holds: refuse with
+//! [`Reason::KeySpaceFull`], or have all such keys share one gate.
+//!
+//! A table of more than 8,192 keys is cut into parts of at least 4,096, up to 64, each under a lock of its own. Keys are
+//! spread over them by chance, so one part may be full of busy keys when the whole is to about 97 %.
+//!
+//! A breaker that counts [calls](crate::BreakerBuilder::over_calls) instead of time is never as good as new again: it
+//! keeps its place for ever. Choose time windows here.
+//!
+//! # Keys
+//!
+//! A key is a number or a text of any length. Of it the table keeps 96 bits, made with a secret of the process: the
+//! number itself in other words, or two `SipHash`es of the text. So the memory of a key is the same whatever its length,
+//! whoever chooses keys cannot choose where they lie, and that any two of a million texts share an entry has a chance of
+//! 2^-57. An empty text is a key as any other. A call without the key is refused with [`Reason::NoKey`].
+//!
+//! # Settings per key, and while in use
+//!
+//! A [`Plan`] is settings that some keys share; [`plans`](KeyedBuilder::plans) says which key has which. [`Plan::set`]
+//! changes the settings of all its keys, [`Keyed::reassign`] has the function asked again. Each key follows at its next
+//! call, and keeps what it has spent.
+//!
+//! # Cancellation
+//!
+//! A pass or a place in a queue keeps its entry in the table; both come back as they do for the gate alone.
+//!
+//! # Cost
+//!
+//! A decision on a known key hashes it, takes the lock of a part for a few dozen instructions, and allocates nothing. A
+//! token bucket's key takes 38 bytes, all of which are reserved when the table is built and touched as keys come; while
+//! somebody waits at a key it has a whole bucket in addition. Other gates take 100 bytes and what the gate itself takes,
+//! and two turns of the lock in and two out. Each part has two sketches of 5 KiB together.
+//!
+//! # Why a table of our own
+//!
+//! Caches choose what to give up by how much it is used, and grow or give up something else when everything is pinned.
+//! Here the rule is a promise: nothing goes that is not as good as new, and there are never more than so many. No cache
+//! that we know of can be told so. And with the state inline a key takes a quarter of what a handle in a map does.
+//!
+//! # Not for
+//!
+//! Limits that several processes share. Or few known keys: a gate each, in a struct, is simpler.
+
+mod enter;
+mod id;
+mod per_key;
+mod plan;
+mod shard;
+mod sketch;
+mod table;
+
+#[cfg(all(test, resile_loom))]
+mod loom;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::task::Context;
+
+use crate::call::Call;
+use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
+use crate::gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket};
+use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
+use crate::internal::time::Moment;
+use crate::rate::TokenBucket;
+use enter::{STEPS, Shared, Who};
+use shard::{Shard, Waste};
+
+pub use id::KeyRef;
+pub(crate) use id::{Id, Secret};
+pub use per_key::PerKey;
+pub use plan::Plan;
+pub use sketch::TopKey;
+
+/// How many keys a table holds unless told otherwise.
+pub const DEFAULT_CAPACITY: u32 = 65_536;
+/// The most keys that a table can hold.
+pub const MOST_KEYS: u32 = 1 << 28;
+/// A part of a table is no smaller, so that chance spreads keys evenly enough.
+const SMALLEST_PART: u32 = 4096;
+const MOST_PARTS: u32 = 64;
+const _: () = assert!(MOST_KEYS / MOST_PARTS < table::MOST);
+
+/// One gate per key, in bounded memory; see the [module](self).
+///
+/// A cheap handle: clones share the table.
+pub struct Keyed<G: PerKey>(Arc<Shared<G>>);
+
+/// Settings of a [`Keyed`].
+#[must_use = "a builder does nothing until it is built"]
+pub struct KeyedBuilder<G> {
+    by: &'static str,
+    plan: Result<Plan<G>, ConfigError>,
+    plans: Option<Assign<G>>,
+    overflow: Option<Result<G, ConfigError>>,
+    capacity: u32,
+    name: Option<Name>,
+}
+
+type Assign<G> = Box<dyn Fn(KeyRef<'_>) -> Option<Plan<G>> + Send + Sync>;
+
+impl<G: PerKey> KeyedBuilder<G> {
+    /// How many keys it holds at most, 1 to 268,435,456: 65,536 unless said. Choose more than can be busy at the same
+    /// time: keys that have been idle for long enough make room for others.
+    pub const fn capacity(mut self, keys: u32) -> Self {
+        self.capacity = keys;
+        self
+    }
+
+    /// Which key has which plan; `None` for the settings that were given first.
+    ///
+    /// It is asked when a key gets an entry, and once more after [`reassign`](Keyed::reassign), with no lock held. A
+    /// table does as well: `move |key| table.get(&key.to_key()).cloned()`.
+    pub fn plans(mut self, plans: impl Fn(KeyRef<'_>) -> Option<Plan<G>> + Send + Sync + 'static) -> Self {
+        self.plans = Some(Box::new(plans));
+        self
+    }
+
+    /// One gate that all keys share for which there is no room, instead of a refusal.
+    pub fn overflow(mut self, gate: impl IntoGate<Gate = G>) -> Self {
+        self.overflow = Some(gate.into_gate());
+        self
+    }
+
+    /// The name that refusals carry: that of the key unless said.
+    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = Some(Name::from(name.into()));
+        self
+    }
+
+    /// The table, empty.
+    ///
+    /// # Errors
+    ///
+    /// A capacity outside of 1 to 268,435,456, and every wrong setting of the gates.
+    pub fn build(self) -> Result<Keyed<G>, ConfigError> {
+        let mut faults = Faults::of("keyed");
+        let range = 1..=MOST_KEYS;
+        faults.check(range.contains(&self.capacity), "capacity", &self.capacity, "1 to 268435456");
+        if let Err(wrong) = &self.plan {
+            faults.absorb("each key", wrong.clone());
+        }
+        if let Some(Err(wrong)) = &self.overflow {
+            faults.absorb("overflow", wrong.clone());
+        }
+        faults.into_result()?;
+        let (plan, overflow) = (self.plan?, self.overflow.transpose()?);
+        let parts = 1 << (self.capacity / SMALLEST_PART).clamp(1, MOST_PARTS).ilog2();
+        let shards = (0..parts).map(|part| {
+            let more = u32::from(part < self.capacity % parts);
+            Mutex::new(Shard::new(self.capacity / parts + more))
+        });
+        Ok(Keyed(Arc::new(Shared {
+            shards: shards.collect(),
+            secret: Secret::new(),
+            epoch: AtomicU64::new(0),
+            plan,
+            plans: self.plans,
+            overflow: overflow.map(Arc::new),
+            sweeper: AtomicU64::new(0),
+            by: self.by,
+            name: self.name.unwrap_or(Name::Static(self.by)),
+            capacity: self.capacity,
+        })))
+    }
+}
+
+impl<G: PerKey> IntoGate for KeyedBuilder<G> {
+    type Gate = Keyed<G>;
+
+    fn into_gate(self) -> Result<Keyed<G>, ConfigError> {
+        self.build()
+    }
+}
+
+/// What a table of keys has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyedStats {
+    /// How many keys it holds at most.
+    pub capacity: u32,
+    /// How many it holds, busy or as good as new.
+    pub live: u32,
+    /// How many of them are kept in place by passes and waiters.
+    pub pinned: u32,
+    /// How many were given up, being as good as new.
+    pub evicted: u64,
+    /// How many decisions found no room for their key.
+    pub overflowed: u64,
+    /// What the table takes with all its keys, gates that somebody waits at or that are no buckets apart.
+    pub bytes: usize,
+}
+
+impl<G: PerKey> Keyed<G> {
+    /// Begins a table of gates, chosen by the value that a call has for the key of this name. The settings are those of a
+    /// gate or the builder of one; each key has a gate of its own that is made like it.
+    pub fn by(key: &'static str, settings: impl IntoGate<Gate = G>) -> KeyedBuilder<G> {
+        let plan = Plan::new(settings);
+        KeyedBuilder { by: key, plan, plans: None, overflow: None, capacity: DEFAULT_CAPACITY, name: None }
+    }
+
+    /// The gate of one key, for use without a call: it looks its entry up each time, and keeps none in place.
+    ///
+    /// ```
+    /// use resile::{Keyed, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let per_user = Keyed::by("user", Semaphore::permits(1)).build()?;
+    /// let anna = per_user.of("anna").acquire().await?;
+    /// assert!(per_user.of("anna").try_acquire().is_err());
+    /// let bert = per_user.of("bert").try_acquire()?;
+    /// drop((anna, bert));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn of<'a>(&self, key: impl Into<KeyRef<'a>>) -> OneKey<G> {
+        let key = key.into();
+        OneKey { keyed: self.clone(), id: self.0.secret.id(key), key: key.to_key() }
+    }
+
+    /// Does something with the gate of a key, such as to read it, if the key has an entry. If it has none, its gate is as
+    /// a new one.
+    ///
+    /// The entry is kept in place meanwhile, and no lock is held. What is set on one gate by hand is lost when it is as
+    /// good as new and its place is needed; settings that are to last belong in a [`Plan`].
+    ///
+    /// ```
+    /// use resile::{Keyed, TokenBucket};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let per_user = Keyed::by("user", TokenBucket::per_second(1).burst(5)).build()?;
+    /// per_user.try_take(7_u64, 2)?;
+    /// assert_eq!(per_user.with(7_u64, TokenBucket::peek), Some(3));
+    /// per_user.with(7_u64, |bucket| bucket.refund(1));
+    /// assert_eq!(per_user.with(7_u64, TokenBucket::peek), Some(4));
+    /// assert_eq!(per_user.with(8_u64, TokenBucket::peek), None);
+    /// # Ok(()) }
+    /// ```
+    pub fn with<'a, R>(&self, key: impl Into<KeyRef<'a>>, look: impl FnOnce(&G) -> R) -> Option<R> {
+        let pin = self.0.pin(self.0.secret.id(key.into()))?;
+        Some(look(&pin.gate))
+    }
+
+    /// The settings of keys to which [`plans`](KeyedBuilder::plans) gives no other: to change them while in use.
+    #[must_use]
+    pub fn plan(&self) -> &Plan<G> {
+        &self.0.plan
+    }
+
+    /// Has [`plans`](KeyedBuilder::plans) asked again, for each key at its next call.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    /// use resile::{Keyed, Plan, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (gold, paid) = (Plan::new(Semaphore::permits(2))?, Arc::new(AtomicBool::new(false)));
+    /// let has_paid = paid.clone();
+    /// let per_user = Keyed::by("user", Semaphore::permits(1))
+    ///     .plans(move |_| has_paid.load(Relaxed).then(|| gold.clone()))
+    ///     .build()?;
+    ///
+    /// let first = per_user.of("anna").try_acquire()?;
+    /// assert!(per_user.of("anna").try_acquire().is_err());
+    ///
+    /// paid.store(true, Relaxed);
+    /// per_user.reassign();
+    /// let second = per_user.of("anna").try_acquire()?;
+    /// # drop((first, second));
+    /// # Ok(()) }
+    /// ```
+    pub fn reassign(&self) {
+        self.0.epoch.fetch_add(1, Relaxed);
+    }
+
+    /// Looks at about so many entries, going round, and gives up those that are as good as new: how many. A table does
+    /// without; it makes [`live`](KeyedStats::live) tell the keys in use.
+    #[allow(clippy::must_use_candidate, reason = "what it does is the point")]
+    pub fn sweep(&self, entries: u32) -> u32 {
+        let Shared { shards, sweeper, .. } = &*self.0;
+        let now = Moment::now();
+        let (mut looked, mut evicted) = (0, 0);
+        while looked < entries {
+            let number = sweeper.fetch_add(1, Relaxed) as usize % shards.len();
+            let steps = STEPS.min(entries - looked);
+            looked += steps;
+            let mut waste = Waste::new();
+            let shard = shards[number].lock();
+            let (shard, some) = self.0.give_up(number as u32, shard, (steps, steps), now, &mut waste);
+            drop(shard);
+            evicted += some;
+        }
+        evicted
+    }
+
+    /// What there is in it. Cost: a turn of each part's lock.
+    #[must_use]
+    pub fn stats(&self) -> KeyedStats {
+        let mut stats = KeyedStats { capacity: self.0.capacity, ..KeyedStats::default() };
+        for shard in &self.0.shards {
+            let shard = shard.lock();
+            stats.live += shard.table.len();
+            stats.pinned += shard.pinned;
+            stats.evicted += shard.evicted;
+            stats.overflowed += shard.overflowed;
+            stats.bytes += shard.bytes();
+        }
+        stats
+    }
+
+    /// The keys that took the most permits or tokens since the table was built, the heaviest first: at most so many, and
+    /// 32 per part of the table.
+    ///
+    /// They come from a Space-Saving sketch (Metwally, Agrawal, El Abbadi 2005) of one in 64 units: a count is off by
+    /// about `8 × √count` for that, and may be too high by what [`error`](TopKey::error) says, no more than 1/32 of what
+    /// all keys of its part took.
+    ///
+    /// ```
+    /// # use resile::{Key, Keyed, TokenBucket};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let per_user = Keyed::by("user", TokenBucket::per_second(1).burst(1000)).build()?;
+    /// (0..1000).for_each(|_| per_user.try_take("anna", 1).unwrap());
+    /// let _ = per_user.try_take("bert", 1001);
+    ///
+    /// assert_eq!(per_user.heaviest(10)[0].key, Key::from("anna"));
+    /// assert_eq!(per_user.most_refused(10)[0].key, Key::from("bert"));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn heaviest(&self, most: usize) -> Vec<TopKey> {
+        self.top(most, |shard| shard.heavy.keys().collect())
+    }
+
+    /// The keys whose calls were refused most often, as in [`heaviest`](Self::heaviest); but each refusal is counted.
+    #[must_use]
+    pub fn most_refused(&self, most: usize) -> Vec<TopKey> {
+        self.top(most, |shard| shard.refused.keys().collect())
+    }
+
+    fn top(&self, most: usize, of: impl Fn(&Shard<G>) -> Vec<TopKey>) -> Vec<TopKey> {
+        let mut keys: Vec<TopKey> = self.0.shards.iter().flat_map(|shard| of(&shard.lock())).collect();
+        keys.sort_by_key(|top| std::cmp::Reverse(top.count));
+        keys.truncate(most);
+        keys
+    }
+
+    /// The entry that a call is about.
+    #[inline]
+    fn who<'a>(&self, call: &'a Call) -> Option<Who<'a>> {
+        let key = KeyRef::from(call.key(self.0.by)?);
+        Some(Who { id: self.0.secret.id(key), key })
+    }
+
+    #[cold]
+    fn no_key(&self) -> Refusal {
+        Refusal::by(self.0.name.clone(), Reason::NoKey(self.0.by))
+    }
+}
+
+impl Keyed<TokenBucket> {
+    /// Takes so many tokens of a key if they are there and nobody waits; else changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenBucket::try_take`]; and [`Reason::KeySpaceFull`].
+    pub fn try_take<'a>(&self, key: impl Into<KeyRef<'a>>, tokens: u32) -> Result<(), Refusal> {
+        let key = key.into();
+        self.try_take_at(Who { id: self.0.secret.id(key), key }, &Call::alone(tokens, false))
+    }
+
+    #[inline]
+    fn try_take_at(&self, who: Who<'_>, call: &Call) -> Result<(), Refusal> {
+        match self.0.enter(who, call) {
+            Entry::Pass(pass) => {
+                // Of a key that somebody waits at, it keeps the entry in place.
+                self.0.leave(&pass, Outcome::Abandoned(crate::Times { started: call.now(), ended: call.now() }));
+                Ok(())
+            }
+            Entry::Refused(refusal) => Err(refusal),
+            Entry::Wait(ticket, _) => {
+                self.0.abandon(&ticket);
+                Err(Refusal::by(self.0.name.clone(), Reason::Busy))
+            }
+        }
+    }
+}
+
+impl<G: PerKey> Gate for Keyed<G> {
+    #[inline]
+    fn enter(&self, call: &Call) -> Entry {
+        match self.who(call) {
+            Some(who) => self.0.enter(who, call),
+            None => Entry::Refused(self.no_key()),
+        }
+    }
+
+    #[inline]
+    fn leave(&self, pass: Pass, outcome: Outcome) {
+        self.0.leave(&pass, outcome);
+    }
+
+    fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+        match self.who(call) {
+            Some(who) => self.0.poll_wait(who, &ticket, call, cx),
+            None => Entry::Refused(self.no_key()),
+        }
+    }
+
+    fn abandon(&self, ticket: Ticket) {
+        self.0.abandon(&ticket);
+    }
+
+    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+        self.0.still(pass, call)
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        self.who(call).ok_or_else(|| self.no_key()).and_then(|who| self.0.look(who, call))
+    }
+
+    fn needs(&self) -> Needs {
+        G::NEEDS
+    }
+
+    fn name(&self) -> &str {
+        self.0.name.as_str()
+    }
+}
+
+/// The gate of one key; from [`Keyed::of`].
+pub struct OneKey<G: PerKey> {
+    keyed: Keyed<G>,
+    id: Id,
+    key: crate::Key,
+}
+
+impl<G: PerKey> OneKey<G> {
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &crate::Key {
+        &self.key
+    }
+
+    /// Waits for a pass.
+    ///
+    /// # Errors
+    ///
+    /// The future resolves to the refusal of the key's gate, or of the table.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it loses its place in the queue and nothing else.
+    pub fn acquire(&self) -> Acquire {
+        Guard::acquire(self.clone())
+    }
+
+    /// Takes a pass if that needs no waiting.
+    ///
+    /// # Errors
+    ///
+    /// The refusal of the key's gate, or of the table.
+    pub fn try_acquire(&self) -> Result<Guard, Refusal> {
+        Guard::try_acquire(self.clone())
+    }
+
+    fn who(&self) -> Who<'_> {
+        Who { id: self.id, key: KeyRef::from(&self.key) }
+    }
+}
+
+impl OneKey<TokenBucket> {
+    /// Takes so many tokens; see [`Keyed::try_take`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn try_take(&self, tokens: u32) -> Result<(), Refusal> {
+        self.keyed.try_take_at(self.who(), &Call::alone(tokens, false))
+    }
+}
+
+impl<G: PerKey> Gate for OneKey<G> {
+    fn enter(&self, call: &Call) -> Entry {
+        self.keyed.0.enter(self.who(), call)
+    }
+
+    fn leave(&self, pass: Pass, outcome: Outcome) {
+        self.keyed.0.leave(&pass, outcome);
+    }
+
+    fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+        self.keyed.0.poll_wait(self.who(), &ticket, call, cx)
+    }
+
+    fn abandon(&self, ticket: Ticket) {
+        self.keyed.0.abandon(&ticket);
+    }
+
+    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+        self.keyed.0.still(pass, call)
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        self.keyed.0.look(self.who(), call)
+    }
+
+    fn needs(&self) -> Needs {
+        G::NEEDS
+    }
+
+    fn name(&self) -> &str {
+        self.keyed.name()
+    }
+}
+
+impl<G: PerKey> Clone for Keyed<G> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<G: PerKey> Clone for OneKey<G> {
+    fn clone(&self) -> Self {
+        Self { keyed: self.keyed.clone(), id: self.id, key: self.key.clone() }
+    }
+}
+
+impl<G: PerKey> fmt::Debug for Keyed<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyed")
+            .field("name", &self.0.name)
+            .field("by", &self.0.by)
+            .field("capacity", &self.0.capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<G: PerKey> fmt::Debug for OneKey<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OneKey").field("keyed", &self.keyed).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+impl<G> fmt::Debug for KeyedBuilder<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyedBuilder").field("by", &self.by).field("capacity", &self.capacity).finish_non_exhaustive()
+    }
+}

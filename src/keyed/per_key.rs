@@ -1,0 +1,122 @@
+//! [`PerKey`]: what a gate has to know so that there can be one of it per key.
+
+use crate::call::Call;
+use crate::error::Reason;
+use crate::gate::{Gate, Needs};
+use crate::internal::time::Moment;
+
+/// A gate of which there can be one per key in a [`Keyed`](crate::Keyed).
+///
+/// The built-in gates implement it; a gate of your own needs two methods:
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+/// use resile::{Call, Entry, Gate, Guard, Keyed, Moment, Outcome, Pass, PerKey, Reason, Refusal};
+///
+/// /// Lets each key in so often, ever.
+/// struct Trial { left: AtomicU64, of: u64 }
+///
+/// impl Gate for Trial {
+///     fn enter(&self, _: &Call) -> Entry {
+///         match self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)) {
+///             Ok(_) => Entry::Pass(Pass::default()),
+///             Err(_) => Entry::Refused(Refusal::new("trial", Reason::Other("the trial is over"))),
+///         }
+///     }
+///     fn leave(&self, _: Pass, _: Outcome) {}
+/// }
+///
+/// impl PerKey for Trial {
+///     fn another(&self) -> Self {
+///         Self { left: AtomicU64::new(self.of), of: self.of }
+///     }
+///     fn is_fresh(&self, _: Moment) -> bool {
+///         self.left.load(Relaxed) == self.of
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let trials = Keyed::by("user", Trial { left: AtomicU64::new(2), of: 2 }).capacity(100).build()?;
+/// for _ in 0..2 {
+///     Guard::try_acquire(trials.of("anna"))?.success();
+/// }
+/// assert!(Guard::try_acquire(trials.of("anna")).is_err());
+/// assert!(Guard::try_acquire(trials.of("bert")).is_ok());
+/// # Ok(()) }
+/// ```
+///
+/// All of it is called with no lock held, but must not block.
+pub trait PerKey: Gate + Sized {
+    /// How much of the clock [`leave`](Gate::leave) needs, whatever the settings.
+    const NEEDS: Needs = Needs::Elapsed;
+
+    /// A new gate with the same settings and nothing behind it.
+    #[must_use]
+    fn another(&self) -> Self;
+
+    /// Whether it would decide everything from now on as a new one would. Then it can be forgotten, and is when its
+    /// place is needed. If in doubt, no: what is never fresh keeps its place for ever.
+    fn is_fresh(&self, now: Moment) -> bool;
+
+    /// Takes over the settings of another, as far as that can be done while in use, and keeps its state.
+    ///
+    /// The default takes over nothing: then new settings hold for gates that are made from then on.
+    fn adopt(&self, settings: &Self) {
+        let _ = settings;
+    }
+
+    /// Whether the state of a gate at which nobody waits fits in a word, below 2^63. A new one's is 0. The methods below
+    /// are for those that say so; `self` then is the settings.
+    #[doc(hidden)]
+    const IN_A_WORD: bool = false;
+
+    /// The word after letting in a call of this cost, or `None` if it is not let in at once.
+    #[doc(hidden)]
+    fn word_take(&self, word: u64, cost: u32, now: Moment) -> Option<u64> {
+        let _ = (word, cost, now);
+        None
+    }
+
+    /// Why a call that is not let in at once is not to wait either, and when to come back.
+    #[doc(hidden)]
+    fn word_refuse(&self, word: u64, call: &Call, patient: bool) -> Option<(Reason, Moment)> {
+        let _ = (word, call, patient);
+        None
+    }
+
+    /// The word from before, after a call that came to nothing.
+    #[doc(hidden)]
+    fn word_untake(&self, word: u64, cost: u32) -> u64 {
+        let _ = cost;
+        word
+    }
+
+    #[doc(hidden)]
+    fn word_is_fresh(&self, word: u64, now: Moment) -> bool {
+        let _ = (word, now);
+        false
+    }
+
+    /// The same state under other settings.
+    #[doc(hidden)]
+    fn word_for(&self, word: u64, now: Moment, new: &Self) -> u64 {
+        let _ = (now, new);
+        word
+    }
+
+    /// A gate in this state, at which one can wait.
+    #[doc(hidden)]
+    #[must_use]
+    fn word_into(&self, word: u64) -> Self {
+        let _ = word;
+        self.another()
+    }
+
+    /// The state of such a gate as a word again, if it can be.
+    #[doc(hidden)]
+    fn word_of(&self, gate: &Self) -> Option<u64> {
+        let _ = gate;
+        None
+    }
+}

@@ -1,0 +1,412 @@
+//! [`Layers`]: several limits on one call, taken all or none.
+//!
+//! A call that has to get past a limit per address, one per tenant and one for all would, with three gates in a row, pay
+//! at the first two and then be refused by the third. Layers ask first and take afterwards, so that a refusal costs
+//! nothing anywhere, and its advice is good for all of them.
+//!
+//! ```
+//! use std::time::Duration;
+//! use resile::{Keyed, Layers, Policy, TokenBucket};
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let per_tenant = Keyed::by("tenant", TokenBucket::per_second(1).burst(2)).build()?;
+//! let limits = Layers::new()
+//!     .layer("tenant", per_tenant.clone())
+//!     .layer("all", TokenBucket::per_second(2).burst(3))
+//!     .build()?;
+//! let policy = Policy::named("api").gate(limits.clone()).build()?;
+//! let call = |tenant: &'static str| policy.call().key("tenant", tenant).run(|| async { Ok::<_, ()>(()) });
+//!
+//! call("acme").await.unwrap();
+//! call("acme").await.unwrap();
+//! let error = call("acme").await.unwrap_err();
+//! assert_eq!(error.refusal().unwrap().gate(), "tenant");
+//! assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
+//!
+//! call("other").await.unwrap();
+//! let error = call("other").await.unwrap_err();
+//! assert_eq!(error.refusal().unwrap().gate(), "all");
+//! assert_eq!(per_tenant.with("other", TokenBucket::peek), Some(1), "a refusal costs nothing");
+//! # Ok(()) }
+//! ```
+//!
+//! # How it decides
+//!
+//! Each layer [looks](Gate::look) whether it would let the call in; then the call enters them in order. If one says no,
+//! nothing has been taken: the refusal has the name of the first layer that does, its reason, and the time after which
+//! all of them would say yes, if they know it. Looks and entering go by one reading of the clock. As long as the last 32
+//! calls were let in, the looks are left out.
+//!
+//! So a no may come when layers before it have been entered: the first after a calm time, or when another call takes the
+//! last of something between a look and the entering. Then what was taken goes back as that of a call that
+//! [never started](Outcome::NotStarted): permits and probes always, tokens unless somebody else has taken from the same
+//! bucket in those nanoseconds; then they stay spent. Never does a call get in without every layer, nor past the limit of
+//! any, and while calls are refused one after another, refusals cost nothing.
+//!
+//! Nobody waits here: a layer that would have the call wait refuses it. To wait for one limit, make that a gate of its
+//! own inside of the layers.
+//!
+//! A gate of your own that has no [`look`](Gate::look) says no only when it is entered.
+//!
+//! # Cost
+//!
+//! An entering of each layer and, when calls are being refused, a look at each but the first; a lock that few threads
+//! share, to keep the passes. No allocation with up to four layers.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::call::Call;
+use crate::error::{ConfigError, Faults, Name, Refusal};
+use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
+use crate::guard::guarded;
+use crate::internal::stripe;
+use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
+use crate::step;
+
+/// More limits than this on one call nobody can follow.
+const MOST_LAYERS: usize = 16;
+/// After so many calls in a row that were let in, layers are entered without a look first.
+const CALM: u64 = 32;
+
+/// Several gates that a call enters all or none of; see the [module](self).
+///
+/// A cheap handle: clones share the gates.
+#[derive(Clone)]
+pub struct Layers(Arc<Shared>);
+
+struct Shared {
+    layers: Box<[Layer]>,
+    /// How many calls have to be let in until it is calm. A hint: it may miss some.
+    wary: AtomicU64,
+    /// The passes of the layers, while a call is in. Threads keep to a stripe each.
+    stays: Box<[Mutex<Stays>]>,
+    needs: Needs,
+    name: Name,
+}
+
+struct Layer {
+    name: Name,
+    gate: Box<dyn Gate>,
+    refused: AtomicU64,
+}
+
+type Passes = SmallVec<[[u64; 2]; 4]>;
+
+/// The passes of the calls that are in: as many words to each as there are layers. A place that is used again has
+/// another turn, so that an old number is not taken for a new one.
+#[derive(Default)]
+struct Stays {
+    words: Vec<[u64; 2]>,
+    turns: Vec<u32>,
+    free: Vec<u32>,
+}
+
+impl Stays {
+    fn insert(&mut self, passes: &[[u64; 2]]) -> (u32, u32) {
+        if let Some(place) = self.free.pop() {
+            let from = place as usize * passes.len();
+            self.words[from..from + passes.len()].copy_from_slice(passes);
+            return (place, self.turns[place as usize]);
+        }
+        self.words.extend_from_slice(passes);
+        self.turns.push(0);
+        (self.turns.len() as u32 - 1, 0)
+    }
+
+    /// The passes of a call, each of so many layers.
+    fn at(&self, [place, turn]: [u32; 2], layers: usize) -> Option<&[[u64; 2]]> {
+        let from = place as usize * layers;
+        self.words.get(from..from + layers).filter(|_| self.turns[place as usize] == turn)
+    }
+
+    /// Takes them out, into what is empty so far.
+    fn remove(&mut self, [place, turn]: [u32; 2], layers: usize, passes: &mut Passes) {
+        if let Some(found) = self.at([place, turn], layers) {
+            passes.extend_from_slice(found);
+            self.turns[place as usize] = turn.wrapping_add(1);
+            self.free.push(place);
+        }
+    }
+}
+
+/// Settings of [`Layers`].
+#[must_use = "a builder does nothing until it is built"]
+pub struct LayersBuilder {
+    layers: Vec<Layer>,
+    faults: Faults,
+    name: Name,
+}
+
+impl LayersBuilder {
+    /// Adds a layer: a gate, or the builder of one. Refusals carry the name given here.
+    pub fn layer(mut self, name: impl Into<Cow<'static, str>>, gate: impl IntoGate) -> Self {
+        let name = Name::from(name.into());
+        match gate.into_gate() {
+            Ok(gate) => self.layers.push(Layer { name, gate: Box::new(gate), refused: AtomicU64::new(0) }),
+            Err(wrong) => self.faults.absorb(&format!("layer {}", name.as_str()), wrong),
+        }
+        self
+    }
+
+    /// The name in a drawn policy: `layers` unless said.
+    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = Name::from(name.into());
+        self
+    }
+
+    /// The layers.
+    ///
+    /// # Errors
+    ///
+    /// No layer or more than 16, and every wrong setting of their gates.
+    pub fn build(mut self) -> Result<Layers, ConfigError> {
+        let count = self.layers.len();
+        // A faulty layer is told as such.
+        if self.faults.is_empty() {
+            self.faults.check((1..=MOST_LAYERS).contains(&count), "layers", &count, "1 to 16");
+        }
+        self.faults.into_result()?;
+        Ok(Layers(Arc::new(Shared {
+            needs: self.layers.iter().map(|layer| layer.gate.needs()).max().unwrap_or(Needs::Nothing),
+            layers: self.layers.into(),
+            wary: AtomicU64::new(0),
+            stays: (0..stripe::count()).map(|_| Mutex::new(Stays::default())).collect(),
+            name: self.name,
+        })))
+    }
+}
+
+impl IntoGate for LayersBuilder {
+    type Gate = Layers;
+
+    fn into_gate(self) -> Result<Layers, ConfigError> {
+        self.build()
+    }
+}
+
+guarded!(Layers, "pass", "passes");
+
+impl Layers {
+    /// Begins without any layer.
+    #[allow(clippy::new_ret_no_self, reason = "what is begun here is finished by `build`, as everywhere")]
+    pub const fn new() -> LayersBuilder {
+        LayersBuilder { layers: Vec::new(), faults: Faults::at("layers"), name: Name::Static("layers") }
+    }
+
+    /// How often each layer has refused a call, in their order.
+    pub fn refused(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.layers.iter().map(|layer| (layer.name.as_str(), layer.refused.load(Relaxed)))
+    }
+
+    /// The refusal of a call that this layer does not let in.
+    #[cold]
+    fn refuse(&self, layer: usize, refusal: Refusal) -> Entry {
+        let layer = &self.0.layers[layer];
+        layer.refused.fetch_add(1, Relaxed);
+        self.0.wary.store(CALM, Relaxed);
+        Entry::Refused(refusal.in_name_of(&layer.name))
+    }
+
+    /// One of the layers has said no. The others that have not been asked are, for the first of them and the latest time.
+    #[cold]
+    fn refuse_and_ask(&self, at: usize, refusal: Refusal, call: &Call) -> Entry {
+        let mut latest = refusal.retry_after();
+        let mut first = (at, refusal);
+        let layers = self.0.layers.iter().enumerate();
+        // Those between the first and this one have said yes, the first perhaps not yet.
+        for (place, layer) in layers.filter(|(place, _)| *place == 0 || *place > at) {
+            if let Err(other) = layer.gate.look(call) {
+                latest = latest.zip(other.retry_after()).map(|(a, b)| a.max(b));
+                if place < first.0 {
+                    first = (place, other);
+                }
+            }
+        }
+        let (place, refusal) = first;
+        self.refuse(place, refusal.coming_after(latest))
+    }
+
+    /// Enters the layers in order. What has been entered is left again if one says no or panics.
+    fn enter_all(&self, call: &Call) -> Result<Pass, (usize, Refusal)> {
+        let mut entered = Entered { layers: &self.0.layers, passes: Passes::new(), outcome: Outcome::NotStarted };
+        for (place, layer) in self.0.layers.iter().enumerate() {
+            match layer.gate.enter(call) {
+                Entry::Pass(pass) => entered.passes.push(pass.words()),
+                entry => return Err((place, step::refuse(&*layer.gate, call, entry))),
+            }
+        }
+        let stripe = stripe::own();
+        let (place, turn) = self.0.stays[stripe].lock().insert(&entered.passes);
+        entered.passes.clear();
+        Ok(Pass::new((stripe as u64) << 32 | u64::from(place), turn.into()))
+    }
+
+    /// Where a pass leads.
+    fn stay(&self, pass: &Pass) -> Option<(&Mutex<Stays>, [u32; 2])> {
+        let [place, turn] = pass.words();
+        self.0.stays.get((place >> 32) as usize).map(|stays| (stays, [place as u32, turn as u32]))
+    }
+}
+
+/// The layers that were entered, from the first on: left from the last back, each, even if another panics.
+struct Entered<'a> {
+    layers: &'a [Layer],
+    passes: Passes,
+    outcome: Outcome,
+}
+
+impl Entered<'_> {
+    fn leave(&mut self) {
+        while let Some([a, b]) = self.passes.pop() {
+            self.layers[self.passes.len()].gate.leave(Pass::new(a, b), self.outcome);
+        }
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        /// Goes on with the layers further out if one of them panics.
+        struct Rest<'a, 'b>(&'a mut Entered<'b>);
+
+        impl Drop for Rest<'_, '_> {
+            fn drop(&mut self) {
+                self.0.leave();
+            }
+        }
+
+        if !self.passes.is_empty() {
+            Rest(self).0.leave();
+        }
+    }
+}
+
+impl Gate for Layers {
+    fn enter(&self, call: &Call) -> Entry {
+        let wary = self.0.wary.load(Relaxed);
+        if wary > 0 {
+            // The first one is entered before the others are, so that it need not look before.
+            for (place, layer) in self.0.layers.iter().enumerate().skip(1) {
+                if let Err(refusal) = layer.gate.look(call) {
+                    return self.refuse_and_ask(place, refusal, call);
+                }
+            }
+        }
+        match self.enter_all(call) {
+            Ok(pass) => {
+                if wary > 0 {
+                    self.0.wary.store(wary - 1, Relaxed);
+                }
+                Entry::Pass(pass)
+            }
+            Err((place, refusal)) if wary > 0 => self.refuse(place, refusal),
+            Err((place, refusal)) => self.refuse_and_ask(place, refusal, call),
+        }
+    }
+
+    fn leave(&self, pass: Pass, outcome: Outcome) {
+        if let Some((stays, place)) = self.stay(&pass) {
+            let layers = &*self.0.layers;
+            let mut entered = Entered { layers, passes: Passes::new(), outcome };
+            stays.lock().remove(place, layers.len(), &mut entered.passes);
+        }
+    }
+
+    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+        let Some((stays, place)) = self.stay(pass) else { return Ok(()) };
+        let layers = &*self.0.layers;
+        let passes = stays.lock().at(place, layers.len()).map(Passes::from_slice).unwrap_or_default();
+        for (layer, [a, b]) in layers.iter().zip(passes) {
+            let still = layer.gate.still(&Pass::new(a, b), call);
+            still.map_err(|refusal| refusal.in_name_of(&layer.name))?;
+        }
+        Ok(())
+    }
+
+    fn look(&self, call: &Call) -> Result<(), Refusal> {
+        for layer in &self.0.layers {
+            layer.gate.look(call).map_err(|refusal| refusal.in_name_of(&layer.name))?;
+        }
+        Ok(())
+    }
+
+    fn needs(&self) -> Needs {
+        self.0.needs
+    }
+
+    fn name(&self) -> &str {
+        self.0.name.as_str()
+    }
+}
+
+impl fmt::Debug for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Layers").field("name", &self.0.name).field("layers", &self.0.layers).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for LayersBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LayersBuilder").field("layers", &self.layers).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name.as_str(), self.gate.name())
+    }
+}
+
+#[cfg(all(test, resile_loom))]
+mod loom {
+    use loom::thread;
+
+    use super::Layers;
+    use crate::call::Call;
+    use crate::gate::{Entry, Gate, Outcome};
+    use crate::loom::explore;
+    use crate::rate::TokenBucket;
+    use crate::semaphore::Semaphore;
+
+    /// Whether it got in. Then it leaves, its operation done.
+    fn pass_by(layers: &Layers) -> bool {
+        match layers.enter(&Call::alone(1, false)) {
+            Entry::Pass(pass) => {
+                layers.leave(pass, Outcome::NotStarted);
+                true
+            }
+            Entry::Refused(_) => false,
+            Entry::Wait(..) => panic!("nobody waits here"),
+        }
+    }
+
+    /// Two go for the last permit, calm or wary. Whoever gets in has passed both layers; what is given back makes no
+    /// token, and no permit is lost.
+    #[test]
+    fn two_who_race_for_the_last_of_the_inner_layer_make_nothing_and_lose_no_permit() {
+        for wary in [false, true] {
+            explore(move || {
+                let outer = TokenBucket::per_second(1).burst(4).build().unwrap();
+                let inner = Semaphore::permits(1).build().unwrap();
+                let layers = Layers::new().layer("outer", outer.clone()).layer("inner", inner.clone()).build().unwrap();
+                if wary {
+                    let held = inner.enter(&Call::alone(1, false));
+                    assert!(!pass_by(&layers));
+                    let Entry::Pass(held) = held else { panic!("it was free") };
+                    inner.leave(held, Outcome::NotStarted);
+                }
+                assert_eq!(outer.peek(), 4);
+                let other = layers.clone();
+                let thread = thread::spawn(move || pass_by(&other));
+                let both = [pass_by(&layers), thread.join().unwrap()];
+                assert!(both.contains(&true));
+                assert_eq!((inner.in_use(), inner.queued()), (0, 0));
+                // A token that another has taken after stays spent.
+                assert!((2..=4).contains(&outer.peek()), "{}", outer.peek());
+            });
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! One limit shared by keys: who is served when, and what is left behind when somebody goes.
+
+mod support;
+
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use resile::{Fair, KeyRef, Policy, Reason, Semaphore, TokenBucket};
+use support::hand::{Clock, Flag};
+use support::ms;
+
+type Running = Pin<Box<dyn Future<Output = Result<(), resile::Error<()>>>>>;
+type Order = Arc<Mutex<Vec<(u64, u32)>>>;
+
+/// A call of a tenant that notes its number when it is let in, and holds its permit for so long.
+fn call(policy: &Policy, order: &Order, tenant: u64, number: u32, holds: Duration) -> Running {
+    let order = order.clone();
+    let call = policy.call().owned().key("tenant", tenant);
+    Box::pin(call.run(move || {
+        order.lock().unwrap().push((tenant, number));
+        async move {
+            tokio::time::sleep(holds).await;
+            Ok(())
+        }
+    }))
+}
+
+fn gated<G: resile::Gate>(fair: &Fair<G>) -> Policy {
+    Policy::named("shared").gate(fair.clone()).build().unwrap()
+}
+
+/// Starts all calls in this order and has them end.
+async fn run_all(policy: &Policy, tenants: &[u64]) -> Vec<u64> {
+    let order = Order::default();
+    let calls = (0..).zip(tenants).map(|(number, tenant)| call(policy, &order, *tenant, number, ms(10)));
+    for done in futures::future::join_all(calls).await {
+        done.unwrap();
+    }
+    let order = order.lock().unwrap();
+    // In order within each tenant.
+    for tenant in tenants {
+        let numbers: Vec<u32> = order.iter().filter(|(of, _)| of == tenant).map(|(_, number)| *number).collect();
+        assert!(numbers.is_sorted(), "{order:?}");
+    }
+    order.iter().map(|(tenant, _)| *tenant).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_of_one_key_does_not_hold_up_the_others() {
+    let fair = Fair::by("tenant", Semaphore::permits(1)).build().unwrap();
+    let order = run_all(&gated(&fair), &[1, 1, 1, 1, 1, 1, 2, 3, 2]).await;
+    // One runs and one waits at the limit before there is a line.
+    assert_eq!(order, [1, 1, 1, 2, 3, 1, 2, 1, 1]);
+    assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_go_round_as_permits_do() {
+    let fair = Fair::by("tenant", TokenBucket::per_second(10).burst(1)).build().unwrap();
+    let start = tokio::time::Instant::now();
+    let order = run_all(&gated(&fair), &[1, 1, 1, 1, 1, 2, 2]).await;
+    assert_eq!(order, [1, 1, 1, 2, 1, 2, 1]);
+    assert!(start.elapsed() < ms(620), "no slower than the rate: {:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn shares_go_by_weight() {
+    let weights = |tenant: KeyRef<'_>| NonZeroU32::new(if tenant == KeyRef::Number(1) { 3 } else { 1 }).unwrap();
+    let fair = Fair::by("tenant", Semaphore::permits(1)).weights(weights).build().unwrap();
+    let tenants: Vec<u64> = (0..80).map(|n| 1 + n % 2).collect();
+    let order = run_all(&gated(&fair), &tenants).await;
+    let of_one = order[2..42].iter().filter(|tenant| **tenant == 1).count();
+    assert_eq!(of_one, 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_line_is_bounded_in_all_and_per_key() {
+    let fair =
+        Fair::by("tenant", Semaphore::permits(1)).max_queue(3).max_queue_per_key(2).named("line").build().unwrap();
+    let policy = gated(&fair);
+    let order = Order::default();
+    let mut calls: Vec<Running> = Vec::new();
+    let mut start = |tenant: u64| {
+        let mut call = call(&policy, &order, tenant, 0, ms(10));
+        match Flag::default().poll(call.as_mut()) {
+            Poll::Pending => {
+                calls.push(call);
+                None
+            }
+            Poll::Ready(done) => {
+                Some(done.unwrap_err().refusal().map(|no| (no.gate().to_owned(), no.reason())).unwrap())
+            }
+        }
+    };
+    let full = Some(("line".to_owned(), Reason::QueueFull));
+    for _ in 0..4 {
+        assert_eq!(start(1), None, "one runs, one is at the limit, two in line");
+    }
+    assert_eq!(start(1), full);
+    assert_eq!(start(2), None);
+    assert_eq!(start(3), full);
+    assert_eq!(fair.queued(), 3);
+    let impatient = policy.call().key("tenant", 9_u64).no_wait().run(|| async { Ok::<_, ()>(()) }).await;
+    assert_eq!(impatient.unwrap_err().refusal().unwrap().reason(), Reason::Busy);
+    let nameless = policy.run(|| async { Ok::<_, ()>(()) }).await;
+    assert_eq!(nameless.unwrap_err().refusal().unwrap().reason(), Reason::NoKey("tenant"));
+    drop(calls);
+    assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
+}
+
+#[test]
+fn wrong_settings_are_told() {
+    let wrong = Fair::by("tenant", Semaphore::permits(0)).max_queue(u32::MAX).max_queue_per_key(0).build();
+    assert_eq!(wrong.unwrap_err().faults().len(), 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Calls that are dropped at any time leave nothing behind, and everybody else is served.
+    #[test]
+    fn whoever_stays_is_served_whoever_goes(
+        ops in proptest::collection::vec((0_u64..4, 0_usize..8, 0_u32..4), 1..80),
+        permits in 1_u32..3,
+    ) {
+        let clock = Clock::paused();
+        let _entered = clock.enter();
+        let fair = Fair::by("tenant", Semaphore::permits(permits)).build().unwrap();
+        let policy = gated(&fair);
+        let order = Order::default();
+        let mut calls: Vec<(Running, Flag)> = Vec::new();
+        for (number, (tenant, which, what)) in (0..).zip(ops) {
+            match what {
+                0 | 1 => {
+                    let (mut call, flag) = (call(&policy, &order, tenant, number, ms(5)), Flag::default());
+                    if flag.poll(call.as_mut()).is_pending() {
+                        calls.push((call, flag));
+                    }
+                }
+                2 if !calls.is_empty() => drop(calls.remove(which % calls.len())),
+                _ => clock.advance(ms(5)),
+            }
+            // Whoever was woken is polled, once.
+            calls.retain_mut(|(call, flag)| {
+                if !flag.woken() {
+                    return true;
+                }
+                *flag = Flag::default();
+                flag.poll(call.as_mut()).is_pending()
+            });
+            prop_assert!(fair.limit().in_use() <= permits);
+        }
+        for _ in 0..1000 {
+            if calls.is_empty() {
+                break;
+            }
+            clock.advance(ms(5));
+            calls.retain_mut(|(call, flag)| {
+                if !flag.woken() {
+                    return true;
+                }
+                *flag = Flag::default();
+                flag.poll(call.as_mut()).is_pending()
+            });
+        }
+        prop_assert!(calls.is_empty(), "{} were never served", calls.len());
+        prop_assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
+    }
+}

@@ -1,0 +1,274 @@
+//! Several limits on one call: all or none, and what a refusal says and costs.
+
+mod support;
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use resile::{
+    Call, CircuitBreaker, Entry, Gate, Guard, Keyed, Layers, LayersBuilder, Outcome, Pass, Policy, Rate, Reason,
+    Semaphore, State, TokenBucket,
+};
+use support::hand::{Clock, catch_boom};
+use support::journal::Journal;
+use support::script::boom;
+use support::watch::Spy;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn hourly(burst: u32) -> TokenBucket {
+    TokenBucket::at(Rate::new(1, HOUR)).burst(burst).build().unwrap()
+}
+
+fn enter(layers: &Layers) -> Result<Guard, (String, Reason, Option<Duration>)> {
+    layers.try_acquire().map_err(|no| (no.gate().to_owned(), no.reason(), no.retry_after()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_pays_at_every_layer_or_at_none() {
+    let (first, second, third) = (hourly(5), Semaphore::permits(2).build().unwrap(), hourly(1));
+    let layers = Layers::new()
+        .layer("first", first.clone())
+        .layer("second", second.clone())
+        .layer("third", third.clone())
+        .build()
+        .unwrap();
+    let guard = enter(&layers).unwrap();
+    assert_eq!((first.peek(), second.in_use(), third.peek()), (4, 1, 0));
+    for _ in 0..3 {
+        assert_eq!(enter(&layers).unwrap_err(), ("third".into(), Reason::Busy, Some(HOUR)));
+    }
+    assert_eq!((first.peek(), second.in_use()), (4, 1));
+    guard.success();
+    assert_eq!(second.in_use(), 0);
+    assert_eq!(layers.refused().collect::<Vec<_>>(), [("first", 0), ("second", 0), ("third", 3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refusal_names_the_first_and_waits_for_the_last() {
+    let seconds = |per, burst| TokenBucket::at(Rate::new(1, Duration::from_secs(per))).burst(burst).build().unwrap();
+    let (slow, quick, willing) = (seconds(7, 1), seconds(2, 1), seconds(100, 1));
+    let layers = Layers::new()
+        .layer("quick", quick.clone())
+        .layer("willing", willing)
+        .layer("slow", slow.clone())
+        .build()
+        .unwrap();
+    quick.try_take(1).unwrap();
+    slow.try_take(1).unwrap();
+    let after = Duration::from_secs(7);
+    assert_eq!(enter(&layers).unwrap_err(), ("quick".into(), Reason::Busy, Some(after)));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(enter(&layers).unwrap_err(), ("slow".into(), Reason::Busy, Some(Duration::from_secs(5))));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert!(enter(&layers).is_ok(), "L17: waiting as told suffices");
+}
+
+/// Calm or wary, a refusal says and costs the same.
+#[tokio::test(start_paused = true)]
+async fn the_first_refusal_after_a_calm_time_costs_nothing_either() {
+    for calls_before in [0, 5, 31, 32, 40] {
+        let (first, last) = (hourly(100), Semaphore::permits(1).build().unwrap());
+        let layers = Layers::new().layer("first", first.clone()).layer("last", last.clone()).build().unwrap();
+        let refused = |layers: &Layers| {
+            let held = last.try_acquire().unwrap();
+            let before = first.peek();
+            assert_eq!(enter(layers).unwrap_err(), ("last".into(), Reason::Busy, None));
+            assert_eq!((first.peek(), last.queued()), (before, 0));
+            drop(held);
+        };
+        refused(&layers);
+        (0..calls_before).for_each(|_| enter(&layers).unwrap().success());
+        refused(&layers);
+        refused(&layers);
+        assert_eq!(first.peek(), 100 - calls_before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_know_when_leaves_the_advice_open() {
+    let (bucket, semaphore) = (hourly(1), Semaphore::permits(1).build().unwrap());
+    let layers = Layers::new().layer("bucket", bucket.clone()).layer("permits", semaphore.clone()).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let held = semaphore.try_acquire().unwrap();
+    assert_eq!(enter(&layers).unwrap_err(), ("bucket".into(), Reason::Busy, None));
+    drop(held);
+    assert_eq!(enter(&layers).unwrap_err(), ("bucket".into(), Reason::Busy, Some(HOUR)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn costs_and_keys_hold_at_each_layer() {
+    let per = |key, burst| Keyed::by(key, TokenBucket::at(Rate::new(1, HOUR)).burst(burst)).build().unwrap();
+    let (tenants, users) = (per("tenant", 10), per("user", 4));
+    let layers = Layers::new().layer("tenant", tenants.clone()).layer("user", users.clone());
+    let policy = Policy::named("api").gate(layers).build().unwrap();
+    let call = |cost, user: &'static str| {
+        let call = policy.call().key("tenant", "acme").cost(cost);
+        let call = if user.is_empty() { call } else { call.key("user", user) };
+        let ran = call.run(|| async { Ok::<_, ()>(()) });
+        async { ran.await.map_err(|error| error.refusal().map(|no| (no.gate().to_owned(), no.reason())).unwrap()) }
+    };
+    call(4, "anna").await.unwrap();
+    assert_eq!(call(1, "anna").await, Err(("user".into(), Reason::Busy)));
+    assert_eq!(call(5, "bert").await, Err(("user".into(), Reason::CostAboveLimit { cost: 5, limit: 4 })));
+    assert_eq!(call(1, "").await, Err(("user".into(), Reason::NoKey("user"))));
+    assert_eq!(tenants.with("acme", TokenBucket::peek), Some(6));
+    assert_eq!(users.with("bert", TokenBucket::peek), None);
+    call(4, "bert").await.unwrap();
+    assert_eq!(call(3, "carl").await, Err(("tenant".into(), Reason::Busy)));
+    assert_eq!(users.with("carl", TokenBucket::peek), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_patient_call_is_refused_rather_than_queued() {
+    let (bucket, semaphore) = (hourly(5), Semaphore::permits(1).build().unwrap());
+    let layers = Layers::new().layer("bucket", bucket.clone()).layer("permits", semaphore.clone()).build().unwrap();
+    let held = semaphore.try_acquire().unwrap();
+    let refusal = layers.acquire().await.unwrap_err();
+    assert_eq!((refusal.gate(), semaphore.queued(), bucket.peek()), ("permits", 0, 5));
+    drop(held);
+    layers.acquire().await.unwrap().success();
+    // Alone, nobody has looked at it before.
+    let alone = Layers::new().layer("permits", semaphore.clone()).build().unwrap();
+    let held = semaphore.try_acquire().unwrap();
+    assert!(alone.acquire().await.is_err());
+    assert_eq!(semaphore.queued(), 0);
+    drop(held);
+}
+
+/// Says no only when it is entered.
+struct Blind(Reason);
+
+impl Gate for Blind {
+    fn enter(&self, _: &Call) -> Entry {
+        match self.0 {
+            Reason::Other("boom") => boom(),
+            reason => Entry::Refused(resile::Refusal::new("blind", reason)),
+        }
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_no_or_a_panic_gives_back_what_was_taken() {
+    for reason in [Reason::Other("late"), Reason::Other("boom")] {
+        let (bucket, semaphore) = (hourly(5), Semaphore::permits(1).build().unwrap());
+        let breaker = CircuitBreaker::builder().consecutive_failures(1).open_for(Duration::from_secs(1)).probes(1);
+        let breaker = breaker.open_jitter(0.0).build().unwrap();
+        breaker.try_acquire().unwrap().failure();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let journal = Journal::default();
+        let layers = Layers::new()
+            .layer("bucket", bucket.clone())
+            .layer("permits", semaphore.clone())
+            .layer("breaker", breaker.clone())
+            .layer("spy", Spy::new("spy", &journal))
+            .layer("blind", Blind(reason))
+            .build()
+            .unwrap();
+        match catch_boom(|| enter(&layers).map(drop)) {
+            Some(refused) => assert_eq!(refused, Err(("blind".into(), reason, None))),
+            None => assert_eq!(reason, Reason::Other("boom")),
+        }
+        assert_eq!((bucket.peek(), semaphore.in_use()), (5, 0));
+        assert_eq!(breaker.state(), State::HalfOpen);
+        assert!(breaker.try_acquire().is_ok(), "the probe's place is back");
+        journal.assert_nested();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_layer_hears_how_the_call_ended_inner_to_outer() {
+    let journal = Journal::default();
+    let breaker = CircuitBreaker::builder().consecutive_failures(1).build().unwrap();
+    let layers = Layers::new()
+        .layer("outer", Spy::new("outer", &journal))
+        .layer("breaker", breaker.clone())
+        .layer("inner", Spy::new("inner", &journal))
+        .build()
+        .unwrap();
+    enter(&layers).unwrap().success();
+    enter(&layers).unwrap().failure();
+    journal.assert_nested();
+    assert_eq!(breaker.state(), State::Open);
+    assert_eq!(enter(&layers).unwrap_err().1, Reason::CircuitOpen);
+    assert_eq!(journal.passages("inner").len(), 2);
+    // The refusal came after a calm time: the outer layer was entered, and left as if nothing had been.
+    let outer = journal.passages("outer");
+    assert_eq!((outer.len(), outer[2].outcome), (3, Outcome::NotStarted));
+}
+
+#[test]
+fn wrong_settings_are_told_with_their_layer() {
+    assert_eq!(Layers::new().build().unwrap_err().to_string(), "layers: layers is 0, allowed is 1 to 16");
+    let many = |count| (0..count).fold(Layers::new(), |layers: LayersBuilder, _| layers.layer("bucket", hourly(1)));
+    assert!(many(16).build().is_ok());
+    assert!(many(17).build().is_err());
+    let wrong = Layers::new().layer("all", Semaphore::permits(0)).build().unwrap_err();
+    assert!(wrong.to_string().starts_with("layers: layer all: permits is 0"), "{wrong}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn threads_that_race_for_the_last_never_get_more_than_there_is() {
+    let (wide, narrow) = (hourly(1000), hourly(100));
+    let layers = Layers::new().layer("wide", wide.clone()).layer("narrow", narrow.clone()).build().unwrap();
+    let took: u32 = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| (0..500).filter(|_| enter(&layers).map(Guard::success).is_ok()).count() as u32))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!((took, narrow.peek()), (100, 0));
+    // A token may be lost where one was taken between the taking and the giving back, but none is made.
+    assert!(wide.peek() <= 900, "{}", wide.peek());
+}
+
+proptest! {
+    /// Against three counters: what is taken is taken from all, and only when all have it; the advice is the longest.
+    #[test]
+    fn layers_decide_like_counters_that_are_all_asked_first(
+        bursts in proptest::array::uniform3(1_u32..6),
+        calls in proptest::collection::vec((0_u64..3, 0_u64..3000, 1_u32..4), 1..60),
+    ) {
+        let clock = Clock::paused();
+        let _entered = clock.enter();
+        let per = |key, burst| Keyed::by(key, TokenBucket::per_second(1).burst(burst)).build().unwrap();
+        let (tenants, users) = (per("tenant", bursts[0]), per("user", bursts[1]));
+        let all = TokenBucket::per_second(1).burst(bursts[2]).build().unwrap();
+        let layers = Layers::new().layer("tenant", tenants).layer("user", users).layer("all", all).build().unwrap();
+        let policy = Policy::named("api").gate(layers).build().unwrap();
+        // By hand: a bucket per tenant, per user and for all.
+        let bucket = |burst| TokenBucket::per_second(1).burst(burst).build().unwrap();
+        let tenants: Vec<TokenBucket> = (0..3).map(|_| bucket(bursts[0])).collect();
+        let users: Vec<TokenBucket> = (0..2).map(|_| bucket(bursts[1])).collect();
+        let all = bucket(bursts[2]);
+        for (tenant, millis, cost) in calls {
+            clock.advance(Duration::from_millis(millis));
+            let user = (tenant + millis) % 2;
+            let three = [("tenant", &tenants[tenant as usize]), ("user", &users[user as usize]), ("all", &all)];
+            let nos: Vec<_> = three
+                .iter()
+                .filter(|(_, bucket)| cost > bucket.peek())
+                .map(|(name, bucket)| (*name, bucket.try_take(cost).unwrap_err()))
+                .collect();
+            let call = policy.call().key("tenant", tenant).key("user", user).cost(cost).no_wait();
+            let answer = clock.block_on(call.run(|| async { Ok::<_, ()>(()) }));
+            match nos.first() {
+                None => {
+                    prop_assert!(answer.is_ok());
+                    for (_, bucket) in three {
+                        bucket.try_take(cost).unwrap();
+                    }
+                }
+                Some((name, first)) => {
+                    let error = answer.unwrap_err();
+                    let refusal = error.refusal().unwrap();
+                    prop_assert_eq!((refusal.gate(), refusal.reason()), (*name, first.reason()));
+                    let longest = nos.iter().map(|(_, no)| no.retry_after()).reduce(|a, b| Some(a?.max(b?)));
+                    prop_assert_eq!(refusal.retry_after(), longest.flatten());
+                }
+            }
+        }
+    }
+}
