@@ -1,4 +1,5 @@
-//! What a call that ends early leaves behind at its peer, shown on a real Postgres.
+//! What a call that ends early leaves behind at its peer, shown on a real Postgres: by a drop, with a cleanup, and
+//! behind a shield.
 //!
 //! The server is another process, so time here is real: a test looks at it until it is where it should be, and gives up
 //! after a bounded number of looks. Where a transaction has to stand still, it waits for a lock that the test holds.
@@ -11,10 +12,11 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::Arc;
 
 use resile::{ErrorKind, Policy, Semaphore};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{CancelToken, Client, Error, NoTls};
 
 use support::ms;
 use support::postgres::{Observer, Postgres};
@@ -55,6 +57,8 @@ async fn pay(client: &Client) -> Result<(), Error> {
     client.batch_execute(WAIT).await?;
     client.batch_execute("commit").await
 }
+
+// Drop.
 
 #[tokio::test]
 async fn a_query_that_is_dropped_goes_on_at_the_server() {
@@ -164,6 +168,99 @@ async fn a_transaction_sent_as_one_is_committed_although_it_is_dropped() {
     leave(policy.run(|| client.batch_execute(&pay)), observer.until(pid, "active", WAIT)).await;
     unlock(&observer).await;
     observer.until(pid, "idle", WAIT).await;
+    assert_eq!(payments(&observer.0).await, 1);
+}
+
+// Drop and clean up.
+
+#[tokio::test]
+async fn a_cleanup_stops_the_query_at_the_server() {
+    let server = Postgres::start();
+    let ((client, pid), observer) = (server.connect().await, server.observe().await);
+    let policy = Policy::named("db").build().unwrap();
+
+    let query = policy
+        .call()
+        .cleanup(|query: CancelToken, _| async move { query.cancel_query(NoTls).await.unwrap() })
+        .run(|| (client.cancel_token(), client.batch_execute(SLEEP)));
+    leave(query, observer.until(pid, "active", SLEEP)).await;
+    policy.tasks().idle().await;
+    assert_eq!((policy.tasks().cleaned(), policy.tasks().failed()), (1, 0));
+    observer.until(pid, "idle", SLEEP).await;
+    client.batch_execute("select 1").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cleanup_stops_a_query_that_timed_out() {
+    let server = Postgres::start();
+    let ((client, pid), observer) = (server.connect().await, server.observe().await);
+    let policy = Policy::named("db").timeout(ms(50)).build().unwrap();
+
+    let observer = Arc::new(observer);
+    let sees = observer.clone();
+    let query = policy
+        .call()
+        .cleanup(move |query: CancelToken, _| {
+            let observer = sees.clone();
+            async move {
+                // The timeout may have come before the server has begun, and then there is nothing to stop yet.
+                observer.until(pid, "active", SLEEP).await;
+                query.cancel_query(NoTls).await.unwrap();
+            }
+        })
+        .run(|| (client.cancel_token(), client.batch_execute(SLEEP)));
+    assert_eq!(query.await.unwrap_err().kind(), ErrorKind::TimedOut);
+    policy.tasks().idle().await;
+    assert_eq!((policy.tasks().cleaned(), policy.tasks().failed()), (1, 0));
+    observer.until(pid, "idle", SLEEP).await;
+}
+
+#[tokio::test]
+async fn a_cleanup_rolls_a_transaction_back() {
+    let server = Postgres::start();
+    let ((client, pid), observer) = (server.connect().await, server.observe().await);
+    let client = Arc::new(client);
+    open_a_shop(&observer).await;
+    let policy = Policy::named("db").build().unwrap();
+
+    let call = policy
+        .call()
+        .cleanup(|client: Arc<Client>, _| async move {
+            client.cancel_token().cancel_query(NoTls).await.unwrap();
+            client.batch_execute("rollback").await.unwrap();
+        })
+        .run(|| (client.clone(), pay(&client)));
+    leave(call, observer.until(pid, "active", WAIT)).await;
+    policy.tasks().idle().await;
+    assert_eq!((policy.tasks().cleaned(), policy.tasks().failed()), (1, 0));
+    // The lock it waited for was not given back: it was stopped.
+    observer.until(pid, "idle", "rollback").await;
+    assert_eq!((payments(&observer.0).await, payments(&client).await), (0, 0));
+}
+
+// Shield.
+
+#[tokio::test]
+async fn a_shielded_transaction_is_committed_although_its_caller_has_left() {
+    let server = Postgres::start();
+    let ((client, pid), observer) = (server.connect().await, server.observe().await);
+    let client = Arc::new(client);
+    open_a_shop(&observer).await;
+    let slots = Semaphore::permits(1).build().unwrap();
+    let policy = Policy::named("db").gate(slots.clone()).build().unwrap();
+
+    let call = policy.call().shield().run(move || {
+        let client = client.clone();
+        async move { pay(&client).await }
+    });
+    leave(call, observer.until(pid, "active", WAIT)).await;
+    // The permit is not there for the next one while the server is still at it.
+    assert_eq!((slots.in_use(), policy.tasks().running()), (1, 1));
+    assert_eq!(payments(&observer.0).await, 0);
+
+    unlock(&observer).await;
+    policy.tasks().idle().await;
+    assert_eq!((slots.in_use(), policy.tasks().running()), (0, 0));
     assert_eq!(payments(&observer.0).await, 1);
 }
 
