@@ -248,6 +248,7 @@ impl Lane {
             let now = self.start(steps, outline);
             if !self.call.is_cancelled() && self.walk_in_at_once(steps, now) {
                 self.arrive(steps, now);
+                return Poll::Ready(Ok(()));
             }
         }
         if self.phase == Phase::Running {
@@ -261,7 +262,9 @@ impl Lane {
     fn start(&mut self, steps: &[Step], outline: &Outline) -> Moment {
         self.frames.begin(steps.len());
         self.needs = outline.needs;
-        self.begun = self.now();
+        if self.needs >= Needs::Now {
+            self.begun = self.call.read_clock();
+        }
         self.call.start(outline.said.as_ref());
         self.phase = Phase::Entering;
         self.begun
