@@ -478,7 +478,7 @@ impl Lane {
             if let Some(gate) = step.as_gate() {
                 let [a, b] = *self.frame(place);
                 let mut pass = Pass::new(a, b);
-                gate.settle(&mut pass, actual);
+                gate.settle(&mut pass, &self.call, actual);
                 *self.frame(place) = pass.words();
             }
         }

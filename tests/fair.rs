@@ -172,3 +172,14 @@ proptest! {
         prop_assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_has_really_cost_is_told_to_the_limit() {
+    let fair = Fair::by("tenant", TokenBucket::per_second(1).burst(100)).build().unwrap();
+    let policy = gated(&fair);
+    for (actual, left) in [(3, 97), (40, 57)] {
+        let call = policy.call().key("tenant", 1_u64).cost(10).settle(|cost: &Result<u32, ()>| cost.unwrap());
+        call.run(|| async move { Ok(actual) }).await.unwrap();
+        assert_eq!(fair.limit().peek(), left);
+    }
+}

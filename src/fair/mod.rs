@@ -363,6 +363,10 @@ impl<G: Gate> Gate for Fair<G> {
         }
     }
 
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        self.0.gate.settle(pass, call, actual);
+    }
+
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
         self.0.gate.still(pass, call)
     }

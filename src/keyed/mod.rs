@@ -444,6 +444,10 @@ impl<G: PerKey> Gate for Keyed<G> {
         }
     }
 
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        self.0.settle(self.who(call), pass, call, actual);
+    }
+
     fn abandon(&self, ticket: Ticket) {
         self.0.abandon(&ticket);
     }
@@ -528,6 +532,10 @@ impl<G: PerKey> Gate for OneKey<G> {
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
         self.keyed.0.poll_wait(self.who(), &ticket, call, cx)
+    }
+
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        self.keyed.0.settle(Some(self.who()), pass, call, actual);
     }
 
     fn abandon(&self, ticket: Ticket) {
