@@ -772,3 +772,55 @@ async fn a_late_settlement_is_charged_to_no_other_key() {
     guard.settle(6);
     assert_eq!(keyed.with("a", TokenBucket::peek), Some(4), "there is now");
 }
+
+/// Two follow at once, and the one with the older settings is the slower.
+#[tokio::test(start_paused = true)]
+async fn the_settings_that_were_set_last_are_those_that_hold() {
+    type Meanwhile = Arc<std::sync::Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+    struct Door {
+        width: AtomicU32,
+        meanwhile: Meanwhile,
+    }
+
+    impl Door {
+        fn wide(width: u32, meanwhile: &Meanwhile) -> Self {
+            Self { width: AtomicU32::new(width), meanwhile: meanwhile.clone() }
+        }
+    }
+
+    impl Gate for Door {
+        fn enter(&self, _: &Call) -> Entry {
+            Entry::Pass(Pass::default())
+        }
+        fn leave(&self, _: Pass, _: Outcome) {}
+    }
+
+    impl PerKey for Door {
+        fn another(&self) -> Self {
+            Self::wide(self.width.load(Relaxed), &self.meanwhile)
+        }
+        fn is_fresh(&self, _: Moment) -> bool {
+            false
+        }
+        fn adopt(&self, settings: &Self) {
+            let meanwhile = self.meanwhile.lock().unwrap().take();
+            meanwhile.into_iter().for_each(|other| other());
+            self.width.store(settings.width.load(Relaxed), Relaxed);
+        }
+    }
+
+    let meanwhile = Meanwhile::default();
+    let keyed = Keyed::by("tenant", Door::wide(1, &meanwhile)).capacity(1).build().unwrap();
+    let pass_by = move |keyed: &Keyed<Door>| drop(keyed.of("a").try_acquire().unwrap());
+    pass_by(&keyed);
+    keyed.plan().set(Door::wide(2, &meanwhile)).unwrap();
+    let (other, doors) = (keyed.clone(), meanwhile.clone());
+    *meanwhile.lock().unwrap() = Some(Box::new(move || {
+        other.plan().set(Door::wide(3, &doors)).unwrap();
+        pass_by(&other);
+    }));
+    pass_by(&keyed);
+    assert_eq!(keyed.with("a", |door| door.width.load(Relaxed)), Some(3));
+    assert_eq!(keyed.stats().pinned, 0);
+}

@@ -240,8 +240,13 @@ impl<G: PerKey> Shared<G> {
         drop(shard);
         let Some(gate) = gate else { return self.enter_overflow(who, call, number) };
         let pin = Pin { shared: self, shard: number, slot: Some(slot), gate };
-        if let Some(new) = new {
-            pin.gate.adopt(&new.settings);
+        let mut new = new;
+        while let Some(version) = new {
+            pin.gate.adopt(&version.settings);
+            // Who followed later may have been faster: the newest is to be the last.
+            let shard = self.shards[number as usize].lock();
+            let entry = shard.table.get(slot);
+            new = entry.map(|entry| entry.version.clone()).filter(|newest| !Arc::ptr_eq(newest, &version));
         }
         self.enter_gate(who, call, pin)
     }
