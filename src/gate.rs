@@ -65,9 +65,11 @@ pub trait Gate: Send + Sync + 'static {
     }
 
     /// Is told what a pass has really cost, where that is known only afterwards: the pass stays out. Gates that use their
-    /// tokens up charge or put back the difference; the default does nothing.
-    fn settle(&self, pass: &mut Pass, actual: u32) {
-        let _ = (pass, actual);
+    /// tokens up charge or put back the difference, and gates around others pass it on; the default does nothing.
+    ///
+    /// A guard's call says nothing but what the gate itself knows.
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        let _ = (pass, call, actual);
     }
 
     /// Takes back the ticket of a call that stopped waiting.
@@ -215,8 +217,8 @@ impl<G: Gate + ?Sized> Gate for Arc<G> {
         (**self).poll_wait(ticket, call, cx)
     }
 
-    fn settle(&self, pass: &mut Pass, actual: u32) {
-        (**self).settle(pass, actual);
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        (**self).settle(pass, call, actual);
     }
 
     fn abandon(&self, ticket: Ticket) {

@@ -104,7 +104,7 @@ impl Guard {
     /// ```
     pub fn settle(&mut self, actual: u32) {
         if let (Some(gate), Some(pass)) = (self.step.as_gate(), self.pass.as_mut()) {
-            gate.settle(pass, actual);
+            gate.settle(pass, &Call::alone(actual, false), actual);
         }
     }
 

@@ -313,7 +313,10 @@ impl Lane {
         while !self.walk_in_at_once(steps, self.now()) {
             let place = self.depth as usize;
             let gate = steps[place].as_gate().expect("all but gates are entered at once");
-            match step::enter(gate, &self.call, self.call.may_wait()) {
+            self.in_user = true;
+            let entry = step::enter(gate, &self.call, self.call.may_wait());
+            self.in_user = false;
+            match entry {
                 Entry::Pass(pass) => {
                     *self.frame(place) = pass.words();
                     self.depth += 1;
@@ -428,7 +431,10 @@ impl Lane {
         let place = self.depth as usize;
         let gate = steps[place].as_gate().expect("only gates have queues");
         let [a, b] = *self.frame(place);
-        match gate.poll_wait(Ticket::new(a, b), &self.call, cx) {
+        self.in_user = true;
+        let entry = gate.poll_wait(Ticket::new(a, b), &self.call, cx);
+        self.in_user = false;
+        match entry {
             Entry::Pass(pass) => {
                 *self.frame(place) = pass.words();
                 self.depth += 1;
@@ -481,7 +487,9 @@ impl Lane {
             if let Some(gate) = step.as_gate() {
                 let [a, b] = *self.frame(place);
                 let mut pass = Pass::new(a, b);
-                gate.settle(&mut pass, actual);
+                self.in_user = true;
+                gate.settle(&mut pass, &self.call, actual);
+                self.in_user = false;
                 *self.frame(place) = pass.words();
             }
         }
@@ -680,7 +688,9 @@ impl Lane {
         // From here on a panic finds it settled.
         self.frames.get()[place] = settled.to_words();
         let mut delays = self.frames.rare.as_mut().map(|rare| std::mem::take(&mut rare.delays)).unwrap_or_default();
+        self.in_user = true;
         let next = retry.next(settled, &situation, &mut delays);
+        self.in_user = false;
         if delays.is_running() {
             self.frames.rare.get_or_insert_default().delays = delays;
         }

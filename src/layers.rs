@@ -123,6 +123,14 @@ impl Stays {
         self.words.get(from..from + layers).filter(|_| self.turns[place as usize] == turn)
     }
 
+    /// Puts others in their place.
+    fn set(&mut self, [place, turn]: [u32; 2], passes: &[[u64; 2]]) {
+        if self.at([place, turn], passes.len()).is_some() {
+            let from = place as usize * passes.len();
+            self.words[from..from + passes.len()].copy_from_slice(passes);
+        }
+    }
+
     /// Takes them out, into what is empty so far.
     fn remove(&mut self, [place, turn]: [u32; 2], layers: usize, passes: &mut Passes) {
         if let Some(found) = self.at([place, turn], layers) {
@@ -313,6 +321,18 @@ impl Gate for Layers {
             let mut entered = Entered { layers, passes: Passes::new(), outcome };
             stays.lock().remove(place, layers.len(), &mut entered.passes);
         }
+    }
+
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        let Some((stays, place)) = self.stay(pass) else { return };
+        let layers = &*self.0.layers;
+        let mut passes = stays.lock().at(place, layers.len()).map(Passes::from_slice).unwrap_or_default();
+        for (layer, words) in layers.iter().zip(&mut passes) {
+            let mut pass = Pass::new(words[0], words[1]);
+            layer.gate.settle(&mut pass, call, actual);
+            *words = pass.words();
+        }
+        stays.lock().set(place, &passes);
     }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {

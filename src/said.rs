@@ -56,14 +56,19 @@ impl Said {
         self.cancels.iter().find_map(Source::reason)
     }
 
-    /// What was said by somebody further out: the own keys are the ones that count.
+    /// What was said by somebody further out: the own keys are the ones that count. What it has already is not added
+    /// again, else it would double each time that it is put inside of itself.
     fn add(&mut self, outer: &Self) {
         for (name, value) in &outer.keys {
             if self.key(name).is_none() {
                 self.keys.push((name, value.clone()));
             }
         }
-        self.cancels.extend_from_slice(&outer.cancels);
+        for source in &outer.cancels {
+            if !self.cancels.contains(source) {
+                self.cancels.push(source.clone());
+            }
+        }
     }
 
     fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
@@ -96,6 +101,7 @@ pub(crate) fn own(said: &mut Option<Arc<Said>>) -> &mut Said {
 pub(crate) fn add(said: &mut Option<Arc<Said>>, outer: Option<&Arc<Said>>) {
     match (said, outer) {
         (_, None) => {}
+        (Some(said), Some(outer)) if Arc::ptr_eq(said, outer) => {}
         (said @ None, Some(outer)) => *said = Some(outer.clone()),
         (Some(said), Some(outer)) => Arc::make_mut(said).add(outer),
     }
@@ -115,8 +121,8 @@ mod sealed {
     }
 }
 
-/// Either token.
-#[derive(Clone, Debug)]
+/// Either token. Two are equal if they are handles of the same.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     Cancel(Cancel),
     Token(CancellationToken),

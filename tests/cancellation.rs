@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use resile::context;
 use resile::{
-    Acquire, Backoff, Call, CircuitBreaker, Drain, Entry, Error, FutureExt, Gate, Guard, LeakyBucket, Outcome, Pass,
-    Phase, Policy, PolicyBuilder, Quota, Rate, Refusal, Retry, RetryBudget, Semaphore, SlidingWindow, State, Ticket,
-    TokenBucket, Verdict,
+    Acquire, Backoff, Call, CircuitBreaker, Drain, Entry, Error, Fair, FutureExt, Gate, Guard, Keyed, Layers,
+    LeakyBucket, Outcome, Pass, Phase, Policy, PolicyBuilder, Quota, Rate, Refusal, Retry, RetryBudget, Semaphore,
+    SlidingWindow, State, Ticket, TokenBucket, Verdict,
 };
 use support::hand::{Clock, Flag, catch_boom, poll_once};
 use support::journal::{Heard, Journal, Passage};
@@ -27,7 +27,7 @@ use support::script::{
     Act, Answer, BAD, ERR, HANG, IGNORED, OK, PANIC_IN_CLOSURE, PANIC_IN_DROP, PANIC_IN_JUDGE, PANIC_IN_POLL, Script,
     boom, judge,
 };
-use support::watch::{Manner, Reading, Spy, Watched};
+use support::watch::{Manner, Reading, Spy, TENANT, Watched};
 use tokio_util::sync::CancellationToken;
 
 /// A kind of step.
@@ -55,6 +55,15 @@ enum Kind {
     Drain,
     /// A drain that begins to close while the call waits for something further in.
     Draining,
+    /// A bucket per key, with tokens and without.
+    Keyed,
+    KeyedEmpty,
+    /// A bucket and a semaphore, both with what it takes.
+    Layers,
+    /// A semaphore without permits that is shared fairly: the call waits at the limit itself.
+    FairPermits,
+    /// A bucket that is shared fairly, where somebody else waits at the limit: the call waits in line.
+    FairTokens,
     /// A gate of our own.
     Own,
     /// A gate of our own that names the moment until which the call must wait.
@@ -77,8 +86,18 @@ const KINDS: [Kind; 13] = [
     Kind::OwnDelay,
 ];
 
-/// The other limiters wait in the same queue as the bucket, so they stand in no triples.
-const LIMITERS: [Kind; 3] = [Kind::Leaky, Kind::Window, Kind::Quota];
+/// The other limiters wait in the same queue as the bucket, and what stands around other gates adds no way to wait but
+/// for the line, so they stand in no triples.
+const LIMITERS: [Kind; 8] = [
+    Kind::Leaky,
+    Kind::Window,
+    Kind::Quota,
+    Kind::Keyed,
+    Kind::KeyedEmpty,
+    Kind::Layers,
+    Kind::FairPermits,
+    Kind::FairTokens,
+];
 
 /// Between two attempts, for an empty bucket, at a gate that delays.
 const STEP: Duration = ms(10);
@@ -126,6 +145,8 @@ struct World {
     held: Vec<(Semaphore, Option<Guard>)>,
     /// Drains that are still to close.
     closing: Vec<Drain>,
+    /// Wait before the call for the same gate.
+    ahead: Vec<(Running, Flag)>,
     /// Waits behind the call for the same gate.
     bystander: Option<(Pin<Box<Acquire>>, Flag)>,
     bystanders: bool,
@@ -149,6 +170,7 @@ impl World {
             spies,
             held: Vec::new(),
             closing: Vec::new(),
+            ahead: Vec::new(),
             bystander: None,
             bystanders,
         };
@@ -211,6 +233,38 @@ impl World {
                 self.closing.push(drain.clone());
                 Watched::Drain(drain)
             }
+            Kind::Keyed | Kind::KeyedEmpty => {
+                let settings = if kind == Kind::Keyed {
+                    TokenBucket::at(Rate::new(1, Duration::from_secs(3600))).burst(TOKENS + 1)
+                } else {
+                    TokenBucket::per_second(100).burst(1)
+                };
+                let keyed = Keyed::by("tenant", settings).capacity(4).build().unwrap();
+                keyed.try_take(TENANT, 1).unwrap();
+                Watched::Keyed(keyed)
+            }
+            Kind::Layers => {
+                let bucket = TokenBucket::at(Rate::new(1, Duration::from_secs(3600))).burst(TOKENS).build().unwrap();
+                let semaphore = Semaphore::permits(2).build().unwrap();
+                let layers = Layers::new().layer("tokens", bucket.clone()).layer("permits", semaphore.clone());
+                Watched::Layers(layers.build().unwrap(), bucket, semaphore)
+            }
+            Kind::FairPermits => {
+                let semaphore = Semaphore::permits(1).build().unwrap();
+                self.held.push((semaphore.clone(), Some(semaphore.try_acquire().unwrap())));
+                Watched::FairPermits(Fair::by("tenant", semaphore).build().unwrap())
+            }
+            Kind::FairTokens => {
+                let fair = Fair::by("tenant", TokenBucket::per_second(100).burst(1)).build().unwrap();
+                fair.limit().try_take(1).unwrap();
+                let policy = Policy::named("other").gate(fair.clone()).build().unwrap();
+                let answer = Script::new(&Journal::default(), [OK]);
+                let mut call: Running = Box::pin(policy.call().owned().key("tenant", 1_u64).run(move || answer.make()));
+                let flag = Flag::default();
+                assert!(flag.poll(call.as_mut()).is_pending());
+                self.ahead.push((call, flag));
+                Watched::FairTokens(fair)
+            }
             Kind::Own => Watched::Spy(Spy::new("own", &Journal::default())),
             Kind::OwnDelay => Watched::Spy(Spy::new("delay", &Journal::default()).that(Manner::Delays(STEP))),
         })
@@ -242,12 +296,16 @@ impl World {
                 Part::Gate(Watched::Quota(gate)) => shot.through(gate),
                 Part::Gate(Watched::Breaker(gate)) => shot.through(gate),
                 Part::Gate(Watched::Drain(drain)) => shot.through(&drain.part("call")),
+                Part::Gate(Watched::Keyed(keyed)) => shot.through(keyed),
+                Part::Gate(Watched::Layers(layers, ..)) => shot.through(layers),
+                Part::Gate(Watched::FairPermits(fair)) => shot.through(fair),
+                Part::Gate(Watched::FairTokens(fair)) => shot.through(fair),
                 Part::Gate(Watched::Spy(gate)) => shot.through(gate),
                 Part::Gate(Watched::Budget(_)) => unreachable!("a budget is no gate"),
             };
             shot = shot.through(spy);
         }
-        Box::pin(shot)
+        Box::pin(context::scope(context::Context::new().key("tenant", TENANT), shot))
     }
 
     /// Moves the world until the call is woken: a permit is granted first, else time passes. False if nothing helps.
@@ -261,7 +319,11 @@ impl World {
             return true;
         }
         for _ in 0..12 {
+            self.tend_ahead();
             self.tend_bystander();
+            if flag.woken() {
+                return true;
+            }
             let granted = self.held.iter_mut().find(|(semaphore, permit)| permit.is_some() && semaphore.queued() > 0);
             match granted {
                 Some((_, permit)) => *permit = None,
@@ -272,6 +334,17 @@ impl World {
             }
         }
         false
+    }
+
+    /// Has those who came before the call go on.
+    fn tend_ahead(&mut self) {
+        self.ahead.retain_mut(|(call, flag)| {
+            let ended = flag.woken() && {
+                *flag = Flag::default();
+                flag.poll(call.as_mut()).is_ready()
+            };
+            !ended
+        });
     }
 
     /// Has somebody queue behind the call, and pass on what it is granted.
@@ -316,6 +389,11 @@ impl World {
             }
         }
         assert!(self.bystander.is_none(), "who waited behind was not told");
+        for _ in 0..3 {
+            clock.advance(STEP);
+            self.tend_ahead();
+        }
+        assert!(self.ahead.is_empty(), "who waited before was not told");
         clock.advance(Duration::from_secs(1));
         for (place, part) in self.parts.iter().enumerate() {
             let (outside, inside) = (SPIES[place], SPIES[place + 1]);
@@ -362,6 +440,10 @@ impl Part {
             Self::Gate(Watched::Quota(gate)) => builder.gate(gate),
             Self::Gate(Watched::Breaker(gate)) => builder.gate(gate),
             Self::Gate(Watched::Drain(drain)) => builder.gate(drain.part("call")),
+            Self::Gate(Watched::Keyed(keyed)) => builder.gate(keyed),
+            Self::Gate(Watched::Layers(layers, ..)) => builder.gate(layers),
+            Self::Gate(Watched::FairPermits(fair)) => builder.gate(fair),
+            Self::Gate(Watched::FairTokens(fair)) => builder.gate(fair),
             Self::Gate(Watched::Spy(gate)) => builder.gate(gate),
             Self::Gate(Watched::Budget(_)) => unreachable!("a budget is no gate"),
         }
@@ -407,6 +489,8 @@ enum Form {
     Run,
     Once,
     Deadline,
+    /// With its cost said when its attempts have ended.
+    Settled,
     /// Ended by its token instead of a drop.
     Cancelled,
     /// Ended by its context, which has a deadline too.
@@ -553,12 +637,16 @@ impl<'a> Play<'a> {
 
     fn call(&self, world: &World, script: &Script, token: &CancellationToken) -> Running {
         let policy = world.policy(if self.form == Form::Spilled { 9 } else { 0 });
-        let call = policy.call().owned().classify(judge);
+        let call = policy.call().owned().key("tenant", TENANT).classify(judge);
         let make = script.clone();
         match self.form {
             Form::Run | Form::Spilled => Box::pin(call.run(move || make.make())),
             Form::Once => Box::pin(call.run_once(script.make_ahead())),
             Form::Deadline => Box::pin(call.deadline(DEADLINE).run(move || make.make())),
+            Form::Settled => {
+                let cost = |_: &Result<Answer, Answer>| 1;
+                Box::pin(call.settle(cost).run(move || make.make()))
+            }
             Form::Cancelled => Box::pin(call.cancel_on(token).run(move || make.make())),
             Form::InContext => {
                 let request = context::Context::new().deadline(DEADLINE).cancel(token).key("tenant", 7_u32);
@@ -606,6 +694,11 @@ fn a_run_once_dropped_at_any_point_leaves_nothing_behind() {
 #[test]
 fn a_call_with_a_deadline_dropped_at_any_point_leaves_nothing_behind() {
     end_everywhere(stacks(), &ACTS, Form::Deadline);
+}
+
+#[test]
+fn a_call_whose_cost_is_settled_dropped_at_any_point_leaves_nothing_behind() {
+    end_everywhere(singles().chain(pairs()).chain(limiters()), &ACTS, Form::Settled);
 }
 
 #[test]

@@ -401,3 +401,24 @@ fn a_future_is_dropped_in_its_context() {
     let ids = [0_u32, 1, 2].map(|id| Some(Key::from(id)));
     assert_eq!(*seen.borrow(), ids);
 }
+
+/// As often as a function that narrows the context it finds calls itself.
+#[tokio::test(start_paused = true)]
+async fn a_context_put_inside_of_itself_many_times_says_each_thing_once() {
+    fn deeper(policy: &Policy, times: u32) -> std::pin::Pin<Box<dyn Future<Output = Error<()>> + '_>> {
+        Box::pin(async move {
+            if times == 0 {
+                return policy.run(pending::<Result<(), ()>>).await.unwrap_err();
+            }
+            let found = context::current().unwrap().deadline(Duration::from_secs(1));
+            context::scope(found, deeper(policy, times - 1)).await
+        })
+    }
+
+    let (cancel, token) = (Cancel::new(), CancellationToken::new());
+    let request = Context::new().cancel(&cancel).cancel(&token).key("tenant", "acme");
+    let policy = Policy::named("users").build().unwrap();
+    let call = context::scope(request, deeper(&policy, 64));
+    let (error, _) = tokio::join!(call, async { cancel.cancel_with(CancelReason::ClientGone) });
+    assert_eq!(error.cancel_reason(), Some(&CancelReason::ClientGone));
+}

@@ -9,7 +9,8 @@ use futures::FutureExt as _;
 use resile::context::{self, Context};
 use resile::early::{Interrupted, Stage, Why};
 use resile::{
-    Cancel, CancelReason, Drain, Error, ErrorKind, Limit, Policy, PolicyBuilder, Retry, Semaphore, TokenBucket,
+    Call, Cancel, CancelReason, Drain, Entry, Error, ErrorKind, Gate, Limit, Outcome, Pass, Policy, PolicyBuilder,
+    Retry, Semaphore, Ticket, TokenBucket,
 };
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -394,4 +395,43 @@ async fn callers_who_leave_can_not_pile_up_more_work_than_there_are_permits() {
     }
     policy.tasks().idle().await;
     assert_eq!((most.load(Ordering::SeqCst), running.load(Ordering::SeqCst)), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_backoff_or_a_gate_is_told_as_one() {
+    struct Trap(bool);
+
+    impl Gate for Trap {
+        fn enter(&self, _: &Call) -> Entry {
+            if self.0 {
+                panic!("boom");
+            }
+            Entry::Wait(Ticket::default(), None)
+        }
+        fn poll_wait(&self, _: Ticket, _: &Call, _: &mut std::task::Context<'_>) -> Entry {
+            panic!("boom")
+        }
+        fn leave(&self, _: Pass, _: Outcome) {}
+        fn name(&self) -> &str {
+            "trap"
+        }
+    }
+
+    let ends = Arc::new(Mutex::new(Vec::new()));
+    let begin = || {
+        let log = ends.clone();
+        Policy::named("users")
+            .gate(Semaphore::permits(1))
+            .on_early_end(move |end| log.lock().unwrap().push((end.why().clone(), end.attempts())))
+    };
+    let policies = [
+        begin().gate(Trap(true)).build().unwrap(),
+        begin().gate(Trap(false)).build().unwrap(),
+        begin().retry(Retry::with(std::iter::repeat_with(|| -> Duration { panic!("boom") }))).build().unwrap(),
+    ];
+    for policy in policies {
+        let call = policy.run(|| async { Err::<(), _>("reset") });
+        assert!(std::panic::AssertUnwindSafe(call).catch_unwind().await.is_err());
+    }
+    assert_eq!(*ends.lock().unwrap(), [(Why::Panicked, 0), (Why::Panicked, 0), (Why::Panicked, 1)]);
 }

@@ -12,7 +12,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use resile::{Fair, KeyRef, Policy, Reason, Semaphore, TokenBucket};
 use support::hand::{Clock, Flag};
+use support::journal::Journal;
 use support::ms;
+use support::watch::{Manner, Spy};
 
 type Running = Pin<Box<dyn Future<Output = Result<(), resile::Error<()>>>>>;
 type Order = Arc<Mutex<Vec<(u64, u32)>>>;
@@ -170,5 +172,30 @@ proptest! {
         }
         prop_assert!(calls.is_empty(), "{} were never served", calls.len());
         prop_assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
+    }
+}
+
+/// The limit's own ticket must not be taken for one of the line.
+#[test]
+fn a_limit_that_has_an_impatient_call_wait_gets_its_ticket_back() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let limit = Spy::new("limit", &Journal::default()).that(Manner::Delays(ms(10)));
+    let fair = Fair::by("tenant", limit.clone()).build().unwrap();
+    let policy = gated(&fair);
+    let mut impatient = Box::pin(policy.call().key("tenant", 1_u64).no_wait().run(|| async { Ok::<_, ()>(()) }));
+    let Poll::Ready(end) = Flag::default().poll(impatient.as_mut()) else { panic!("it does not wait") };
+    assert_eq!(end.unwrap_err().refusal().map(resile::Refusal::reason), Some(Reason::Busy));
+    assert_eq!(limit.out(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_has_really_cost_is_told_to_the_limit() {
+    let fair = Fair::by("tenant", TokenBucket::per_second(1).burst(100)).build().unwrap();
+    let policy = gated(&fair);
+    for (actual, left) in [(3, 97), (40, 57)] {
+        let call = policy.call().key("tenant", 1_u64).cost(10).settle(|cost: &Result<u32, ()>| cost.unwrap());
+        call.run(|| async move { Ok(actual) }).await.unwrap();
+        assert_eq!(fair.limit().peek(), left);
     }
 }

@@ -14,7 +14,7 @@ use futures::future::poll_immediate;
 use proptest::prelude::*;
 use resile::{
     Call, CircuitBreaker, Entry, Gate, Guard, Key, KeyRef, Keyed, Moment, Outcome, Pass, PerKey, Plan, Policy, Rate,
-    Reason, Semaphore, State, TokenBucket,
+    Reason, Semaphore, SlidingWindow, State, TokenBucket,
 };
 use support::hand::{Clock, Flag, catch_boom};
 use support::ms;
@@ -724,4 +724,103 @@ async fn plans_are_asked_once_for_a_key_until_they_are_assigned_anew() {
     (0..10).for_each(|_| keyed.try_take("a", 1).unwrap());
     assert_eq!(asked.load(Relaxed), 2);
     assert_eq!(keyed.with("a", TokenBucket::peek), Some(80));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_has_really_cost_is_told_to_its_key() {
+    let keyed = buckets(100, 10);
+    let policy = Policy::named("models").gate(keyed.clone()).build().unwrap();
+    for (actual, left) in [(3, 97), (40, 57), (70, 0)] {
+        let call = policy.call().key("tenant", "acme").cost(10).settle(|cost: &Result<u32, ()>| cost.unwrap());
+        call.run(|| async move { Ok(actual) }).await.unwrap();
+        assert_eq!(keyed.with("acme", TokenBucket::peek), Some(left));
+    }
+    assert_eq!(keyed.try_take("acme", 1).unwrap_err().retry_after(), Some(14 * HOUR));
+    assert_eq!((keyed.stats().pinned, keyed.with("other", TokenBucket::peek)), (0, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_of_one_key_can_be_settled_again_and_again() {
+    let windows = Keyed::by("tenant", SlidingWindow::per_second(50)).build().unwrap();
+    let buckets = buckets(50, 10);
+    let (bucket, window) = (buckets.of("acme"), windows.of("acme"));
+    let (mut bucket, mut window) = (bucket.try_acquire().unwrap(), window.try_acquire().unwrap());
+    for actual in [2, 20, 20, 0, 5] {
+        bucket.settle(actual);
+        window.settle(actual);
+        assert_eq!(buckets.with("acme", TokenBucket::peek), Some(50 - actual));
+    }
+    drop((bucket, window));
+    assert_eq!(buckets.with("acme", TokenBucket::peek), Some(45));
+    assert_eq!(windows.with("acme", SlidingWindow::peek), Some(45));
+    assert_eq!((buckets.stats().pinned, windows.stats().pinned), (0, 0));
+}
+
+/// Its entry may have been given up meanwhile, and be another's.
+#[tokio::test(start_paused = true)]
+async fn a_late_settlement_is_charged_to_no_other_key() {
+    let second = Duration::from_secs(1);
+    let keyed = Keyed::by("tenant", TokenBucket::per_second(10).burst(10)).capacity(1).build().unwrap();
+    let mut guard = keyed.of("a").try_acquire().unwrap();
+    tokio::time::advance(second).await;
+    keyed.try_take("b", 1).unwrap();
+    guard.settle(4);
+    guard.settle(0);
+    assert_eq!(keyed.with("b", TokenBucket::peek), Some(9), "there is no room for what the other owes");
+
+    tokio::time::advance(second).await;
+    guard.settle(6);
+    assert_eq!(keyed.with("a", TokenBucket::peek), Some(4), "there is now");
+}
+
+/// Two follow at once, and the one with the older settings is the slower.
+#[tokio::test(start_paused = true)]
+async fn the_settings_that_were_set_last_are_those_that_hold() {
+    type Meanwhile = Arc<std::sync::Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+    struct Door {
+        width: AtomicU32,
+        meanwhile: Meanwhile,
+    }
+
+    impl Door {
+        fn wide(width: u32, meanwhile: &Meanwhile) -> Self {
+            Self { width: AtomicU32::new(width), meanwhile: meanwhile.clone() }
+        }
+    }
+
+    impl Gate for Door {
+        fn enter(&self, _: &Call) -> Entry {
+            Entry::Pass(Pass::default())
+        }
+        fn leave(&self, _: Pass, _: Outcome) {}
+    }
+
+    impl PerKey for Door {
+        fn another(&self) -> Self {
+            Self::wide(self.width.load(Relaxed), &self.meanwhile)
+        }
+        fn is_fresh(&self, _: Moment) -> bool {
+            false
+        }
+        fn adopt(&self, settings: &Self) {
+            let meanwhile = self.meanwhile.lock().unwrap().take();
+            meanwhile.into_iter().for_each(|other| other());
+            self.width.store(settings.width.load(Relaxed), Relaxed);
+        }
+    }
+
+    let meanwhile = Meanwhile::default();
+    let keyed = Keyed::by("tenant", Door::wide(1, &meanwhile)).capacity(1).build().unwrap();
+    let pass_by = move |keyed: &Keyed<Door>| drop(keyed.of("a").try_acquire().unwrap());
+    pass_by(&keyed);
+    keyed.plan().set(Door::wide(2, &meanwhile)).unwrap();
+    let (other, doors) = (keyed.clone(), meanwhile.clone());
+    *meanwhile.lock().unwrap() = Some(Box::new(move || {
+        other.plan().set(Door::wide(3, &doors)).unwrap();
+        pass_by(&other);
+    }));
+    pass_by(&keyed);
+    assert_eq!(keyed.with("a", |door| door.width.load(Relaxed)), Some(3));
+    assert_eq!(keyed.stats().pinned, 0);
 }

@@ -272,3 +272,31 @@ proptest! {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_has_really_cost_is_told_to_every_layer() {
+    let (first, second) = (hourly(100), hourly(50));
+    let per_tenant = Keyed::by("tenant", TokenBucket::at(Rate::new(1, HOUR)).burst(70)).build().unwrap();
+    let layers = Layers::new().layer("first", first.clone()).layer("second", second.clone());
+    let layers = layers.layer("tenant", per_tenant.clone()).build().unwrap();
+    let policy = Policy::named("api").gate(layers.clone()).build().unwrap();
+    let call = || policy.call().key("tenant", "acme").cost(10).settle(|cost: &Result<u32, ()>| cost.unwrap());
+    let left = || [first.peek(), second.peek(), per_tenant.with("acme", TokenBucket::peek).unwrap()];
+    call().run(|| async { Ok(3) }).await.unwrap();
+    assert_eq!(left(), [97, 47, 67]);
+    call().run(|| async { Ok(30) }).await.unwrap();
+    assert_eq!(left(), [67, 17, 37]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_of_layers_can_be_settled_again_and_again() {
+    let (first, second) = (hourly(100), hourly(50));
+    let layers = Layers::new().layer("first", first.clone()).layer("second", second.clone()).build().unwrap();
+    let mut guard = layers.try_acquire_many(10).unwrap();
+    for actual in [2, 20, 20, 0, 5] {
+        guard.settle(actual);
+        assert_eq!((first.peek(), second.peek()), (100 - actual, 50 - actual));
+    }
+    guard.success();
+    assert_eq!((first.peek(), second.peek()), (95, 45));
+}

@@ -300,6 +300,15 @@ impl Drop for Node {
     }
 }
 
+/// Two are equal if they are handles of the same token.
+impl PartialEq for Cancel {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Cancel {}
+
 impl fmt::Debug for Cancel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cancel").field("reason", &self.0.reason.get()).finish()

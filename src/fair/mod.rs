@@ -74,6 +74,7 @@ use crate::internal::queue::{DEFAULT_MAX_QUEUE, LONGEST_QUEUE};
 use crate::internal::slab::Slab;
 use crate::internal::sync::Mutex;
 use crate::keyed::{Id, KeyRef, Secret};
+use crate::step;
 use line::Line;
 
 const DEFAULT_PER_KEY: u32 = 1024;
@@ -223,8 +224,8 @@ impl<G: Gate> Fair<G> {
 
     /// Enters the limit: whoever has to wait there is counted, and what is in its hands leads back through the line.
     fn enter_limit(&self, id: Id, call: &Call) -> Entry {
-        match self.0.gate.enter(call) {
-            Entry::Wait(ticket, at) if call.may_wait() => {
+        match step::enter(&self.0.gate, call, call.may_wait()) {
+            Entry::Wait(ticket, at) => {
                 let mut state = self.0.state.lock();
                 state.at_limit += 1;
                 let place = Place::AtLimit(ticket.words());
@@ -361,6 +362,10 @@ impl<G: Gate> Gate for Fair<G> {
         } else {
             self.end_wait(number);
         }
+    }
+
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        self.0.gate.settle(pass, call, actual);
     }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {

@@ -14,7 +14,7 @@ use super::plan::{Plan, Version};
 use super::shard::{GATE, Rest, Shard, Stay, Waste};
 use crate::call::Call;
 use crate::error::{Name, Reason, Refusal};
-use crate::gate::{Entry, Outcome, Pass, Ticket};
+use crate::gate::{Entry, Outcome, Pass, Ticket, Times};
 use crate::internal::sync::{AtomicU64, Mutex, MutexGuard, Relaxed};
 use crate::internal::time::Moment;
 
@@ -240,8 +240,13 @@ impl<G: PerKey> Shared<G> {
         drop(shard);
         let Some(gate) = gate else { return self.enter_overflow(who, call, number) };
         let pin = Pin { shared: self, shard: number, slot: Some(slot), gate };
-        if let Some(new) = new {
-            pin.gate.adopt(&new.settings);
+        let mut new = new;
+        while let Some(version) = new {
+            pin.gate.adopt(&version.settings);
+            // Who followed later may have been faster: the newest is to be the last.
+            let shard = self.shards[number as usize].lock();
+            let entry = shard.table.get(slot);
+            new = entry.map(|entry| entry.version.clone()).filter(|newest| !Arc::ptr_eq(newest, &version));
         }
         self.enter_gate(who, call, pin)
     }
@@ -365,6 +370,35 @@ impl<G: PerKey> Shared<G> {
             drop(shard);
             let pin = Pin { shared: self, shard: number, slot: Some(slot), gate };
             pin.gate.leave(Pass::new(word, cost.into()), Outcome::NotStarted);
+        }
+    }
+
+    /// Sets what a pass has cost.
+    ///
+    /// The entry of a pass that is a word is looked up again: that in its slot may be another key's by now.
+    #[cold]
+    pub(super) fn settle(&self, who: Option<Who<'_>>, pass: &mut Pass, call: &Call, actual: u32) {
+        let [word, rest] = pass.words();
+        if word & GATE != 0 {
+            if let Some((gate, inner)) = self.stay_of([word, rest]) {
+                let mut settled = Pass::new(inner[0], inner[1]);
+                gate.settle(&mut settled, call, actual);
+                self.change_stay([word, rest], inner, settled.words());
+            }
+            return;
+        }
+        let Some(who) = who else { return };
+        let cost = (rest >> 32) as u32;
+        *pass = Pass::new(word, u64::from(actual) << 32 | u64::from(rest as u32));
+        if let Some(pin) = self.pin(who.id) {
+            pin.gate.settle(&mut Pass::new(word, cost.into()), call, actual);
+        } else if actual > cost {
+            // It was full again and has been given up: what is owed needs an entry, which one token makes.
+            let Entry::Pass(one) = self.enter(who, &Call::alone(1, false)) else { return };
+            if let Some(pin) = self.pin(who.id) {
+                pin.gate.settle(&mut Pass::new(0, 1), call, actual - cost);
+            }
+            self.leave(&one, Outcome::Abandoned(Times { started: call.now(), ended: call.now() }));
         }
     }
 

@@ -40,8 +40,9 @@
 //! A table of more than 8,192 keys is cut into parts of at least 4,096, up to 64, each under a lock of its own. Keys are
 //! spread over them by chance, so one part may be full of busy keys when the whole is to about 97 %.
 //!
-//! A breaker that counts [calls](crate::BreakerBuilder::over_calls) instead of time is never as good as new again: it
-//! keeps its place for ever. Choose time windows here.
+//! A breaker that counts [calls](crate::BreakerBuilder::over_calls) instead of time is never as good as new again, nor is
+//! a quota that [carries over](crate::QuotaBuilder::carry_over): they keep their places for ever. Choose time windows
+//! here, and quotas without.
 //!
 //! # Keys
 //!
@@ -58,7 +59,9 @@
 //!
 //! # Cancellation
 //!
-//! A pass or a place in a queue keeps its entry in the table; both come back as they do for the gate alone.
+//! A pass or a place in a queue keeps its entry in the table; both come back as they do for the gate alone. The pass of
+//! a bucket keeps nothing: what is [settled](crate::CallBuilder::settle) later goes to its key all the same, and is let
+//! off only if that key has been forgotten meanwhile and finds no room.
 //!
 //! # Cost
 //!
@@ -444,6 +447,10 @@ impl<G: PerKey> Gate for Keyed<G> {
         }
     }
 
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        self.0.settle(self.who(call), pass, call, actual);
+    }
+
     fn abandon(&self, ticket: Ticket) {
         self.0.abandon(&ticket);
     }
@@ -528,6 +535,10 @@ impl<G: PerKey> Gate for OneKey<G> {
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
         self.keyed.0.poll_wait(self.who(), &ticket, call, cx)
+    }
+
+    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+        self.keyed.0.settle(Some(self.who()), pass, call, actual);
     }
 
     fn abandon(&self, ticket: Ticket) {

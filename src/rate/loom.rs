@@ -249,11 +249,11 @@ fn a_cost_that_is_settled_as_others_take_is_charged_once() {
         let bucket = bucket(5, 4);
         let mut settled = pass(&bucket).unwrap();
         let takers = [(); 2].map(|()| spawn(&bucket, take));
-        bucket.settle(&mut settled, 2);
+        bucket.settle(&mut settled, &Call::alone(2, false), 2);
         let taken: Vec<_> = takers.map(|taker| taker.join().unwrap()).into();
         assert_eq!(taken, [Ok(()); 2]);
         assert_eq!(bucket.peek(), 0);
-        bucket.settle(&mut settled, 1);
+        bucket.settle(&mut settled, &Call::alone(1, false), 1);
         assert_eq!(bucket.peek(), 1);
     });
 }
@@ -264,7 +264,7 @@ fn what_is_owed_outlasts_a_change_of_rate_that_races_with_it() {
         let bucket = bucket(3, 1);
         let mut settled = pass(&bucket).unwrap();
         let other = spawn(&bucket, |bucket| bucket.set_rate(Rate::per_second(999_983)).unwrap());
-        bucket.settle(&mut settled, 3);
+        bucket.settle(&mut settled, &Call::alone(3, false), 3);
         other.join().unwrap();
         bucket.refund(2);
         assert_eq!(bucket.peek(), 0, "two were owed");

@@ -492,7 +492,7 @@ macro_rules! limiter {
                 self.0.abandon(&ticket);
             }
 
-            fn settle(&self, pass: &mut crate::gate::Pass, actual: u32) {
+            fn settle(&self, pass: &mut crate::gate::Pass, _: &crate::call::Call, actual: u32) {
                 self.0.settle(pass, actual);
             }
 

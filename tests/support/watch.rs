@@ -5,8 +5,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Drain, Entry, Gate, LeakyBucket, Moment, Outcome, Pass, Phase, Quota, Reason, Refusal,
-    RetryBudget, Semaphore, SlidingWindow, State, Ticket, TokenBucket,
+    Call, CircuitBreaker, Drain, Entry, Fair, Gate, Keyed, Layers, LeakyBucket, Moment, Outcome, Pass, Phase, Quota,
+    Reason, Refusal, RetryBudget, Semaphore, SlidingWindow, State, Ticket, TokenBucket,
 };
 
 use super::journal::{Event, Journal};
@@ -202,8 +202,17 @@ pub enum Watched {
     Breaker(CircuitBreaker),
     Budget(RetryBudget),
     Drain(Drain),
+    /// With an entry for [`TENANT`].
+    Keyed(Keyed<TokenBucket>),
+    /// The two gates are its layers.
+    Layers(Layers, TokenBucket, Semaphore),
+    FairPermits(Fair<Semaphore>),
+    FairTokens(Fair<TokenBucket>),
     Spy(Spy),
 }
+
+/// The key of the call under watch, for gates that work by the key "tenant".
+pub const TENANT: u64 = 7;
 
 /// The state of one part.
 #[derive(Clone, Debug, PartialEq)]
@@ -257,6 +266,19 @@ impl Watched {
             Self::Budget(budget) => Reading::Budget { available: budget.available() },
             Self::Drain(drain) => {
                 Reading::Drain { in_flight: drain.in_flight(), named: drain.held().len(), phase: drain.phase() }
+            }
+            Self::Keyed(keyed) => Reading::Bucket {
+                tokens: keyed.with(TENANT, TokenBucket::peek).expect("an entry that is in use"),
+                queued: keyed.stats().pinned,
+            },
+            Self::Layers(_, bucket, semaphore) => Reading::Bucket { tokens: bucket.peek(), queued: semaphore.in_use() },
+            Self::FairPermits(fair) => Reading::Semaphore {
+                in_use: fair.limit().in_use(),
+                available: fair.limit().available(),
+                queued: fair.limit().queued() + fair.queued(),
+            },
+            Self::FairTokens(fair) => {
+                Reading::Bucket { tokens: fair.limit().peek(), queued: fair.limit().queued() + fair.queued() }
             }
             Self::Spy(spy) => {
                 let (passes, tickets) = spy.out();
