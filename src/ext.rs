@@ -21,9 +21,9 @@ use crate::verdict::ByResult;
 
 /// Limits, gates and cancellation for any future of a `Result`, without a [`Policy`](crate::Policy).
 ///
-/// Each method but [`on_cancel`](FutureExt::on_cancel) wraps what stands before it, and all of them together make one flat future with one
-/// [`Error`](crate::Error). The future is polled once to its end, so there is no retry. A future whose output is no
-/// `Result` goes through [`infallible`] first.
+/// Each method but [`on_cancel`](FutureExt::on_cancel) wraps what stands before it, and all of them together make one
+/// flat future with one [`Error`](crate::Error). The future is polled once to its end, so there is no retry. A future
+/// whose output is no `Result` goes through [`infallible`] first.
 ///
 /// ```
 /// use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Retry, deadlines, circuit breakers, rate and concurrency limits for any future, in one flat machine that gives
-//! everything back when a call is cancelled.
+//! Retry, deadlines, circuit breakers, limits, cancellation and an orderly shutdown for any future, in one flat machine
+//! that gives everything back when a call ends early.
 //!
 //! ```
 //! use std::time::Duration;
@@ -28,6 +28,8 @@
 //!
 //! # The parts
 //!
+//! **A call and what became of it**
+//!
 //! | part | use it when |
 //! | --- | --- |
 //! | [`Policy`] | you call something over a network: it holds the steps below, in your order |
@@ -35,50 +37,78 @@
 //! | [`Retry`], [`Backoff`], [`Jitter`] | failures pass by themselves and trying again does no harm |
 //! | [`RetryBudget`] | an outage must not be multiplied by the retries of everybody |
 //! | [`CircuitBreaker`] | the peer can be down, and waiting for it costs more than a quick no |
+//! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
+//! | [`Error`], [`Refusal`], [`ConfigError`] | you want to know what happened |
+//! | [`CallBuilder`], [`Attempt`] | there is more to say about one call (cost, keys, deadline), or the operation wants to know |
+//! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
+//!
+//! **Limits**
+//!
+//! | part | use it when |
+//! | --- | --- |
 //! | [`TokenBucket`] | the peer allows so many calls per second |
 //! | [`LeakyBucket`], [`SlidingWindow`], [`Quota`] | it counts otherwise: evenly, over the last so long, or by the calendar ([which?](rate)) |
-//! | [`Snapshot`], [`LimitFields`] | you tell your own callers what is left to them |
 //! | [`Semaphore`] | the peer can do so many things at once |
 //! | [`Keyed`] | each tenant, user or peer is to have a gate of its own, in bounded memory |
 //! | [`Fair`] | many share one limit, and the backlog of one must not hold up the others |
 //! | [`Layers`] | several limits hold for one call, and a refusal by one must not be charged by the others |
-//! | [`Drain`] | a service has to stop within a bound without cutting its work in half |
-//! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
+//! | [`Snapshot`], [`LimitFields`] | you tell your own callers what is left to them |
+//! | [`Gate`] | you have a rule of admission of your own |
+//!
+//! **Ends**
+//!
+//! | part | use it when |
+//! | --- | --- |
 //! | [`early`]: cleanup, shield, reports | an operation must not be left half done, or somebody is to know that it was |
-//! | [`Scope`] | several things are done at once, and end together |
+//! | [`Cancel`] | work has to be stopped, and those who are stopped are to know why |
 //! | [`context`] | the deadline and the cancellation of a request hold for all that it calls |
+//! | [`Scope`] | several things are done at once, and end together |
+//! | [`Drain`] | a service has to stop within a bound without cutting its work in half |
+//!
+//! **The process**
+//!
+//! | part | use it when |
+//! | --- | --- |
 //! | [`Blocking`], [`Compute`] | code blocks or computes, and must neither hold up the runtime nor pile up |
 //! | [`Health`] | somebody asks whether the process is alive and ready |
-//! | [`Gate`] | you have a rule of admission of your own |
-//! | [`Guard`], [`FutureExt`] | a gate or a limit for a piece of code that is no call under a policy |
-//! | [`Verdict`], [`Classify`] | `Err` is not always a failure of the peer, or `Ok` not always a success |
-//! | [`Error`], [`Refusal`], [`ConfigError`] | you want to know what happened |
 //!
 //! # The canonical order
 //!
 //! ```text
-//! whole-call timeout → retry (with budget) → breaker → rate → semaphore → attempt timeout → your future
+//! drain → timeout → retry → breaker → rate (layers, keyed) → semaphore → timeout
 //! ```
+//!
+//! The first timeout limits the whole call, the last one an attempt. A [`Drain`] stands around what comes in, so a policy
+//! for calls that go out begins with the timeout. A [`Fair`] stands where the limit in it would, and a budget belongs to
+//! the retry.
 //!
 //! | in another order | what goes wrong |
 //! | --- | --- |
+//! | drain inside of the retry | a call between two attempts is not counted, and is refused its next one |
 //! | no timeout outside of the retry | a caller waits for every attempt and every delay |
 //! | no timeout inside of the retry | the first attempt that hangs leaves no time for a second |
 //! | breaker outside of the retry | it sees whole calls instead of attempts and opens late |
 //! | breaker inside of rate or semaphore | calls queue and pay before they are refused |
+//! | rate outside of the retry | further attempts are not counted |
+//! | rate inside of the semaphore | a permit is held while a token is waited for |
 //! | semaphore outside of the retry | a permit is held through backoff |
 //! | attempt timeout outside of the semaphore | waiting in the queue counts as the peer being slow |
 //!
-//! [`Policy::lint`] tells which of these a policy has; it forbids none.
+//! [`Policy::lint`] tells which of these a policy has, those about drain and rate apart; it forbids none.
 //!
 //! # What is promised
 //!
-//! * **Nothing is left behind.** Drop a call at any await point, cancel it, let its operation panic: every permit, probe,
-//!   token and place in a queue comes back, and each [pass](Gate) exactly once.
+//! * **Nothing is left behind.** Drop a call at any await point, cancel it, let its operation panic: every permit, probe and
+//!   place in a queue comes back, and each [pass](Gate) exactly once. Tokens are spent by operations that were made; of
+//!   one that was not, they are [put back](TokenBucket) unless others have taken some since. What the operation has begun
+//!   elsewhere is another matter: see [`early`].
 //! * **A deadline is data.** Every wait (a queue, a backoff, your future) is raced against the one earliest deadline. No
 //!   backoff is slept that no attempt could follow, and your code can [read what is left](Attempt::remaining).
-//! * **The happy path is cheap.** No allocation, no boxing, no lock, one reading of the clock.
-//! * **Tests need no sleeping.** Everything reads `tokio::time`, so a paused clock drives the whole crate.
+//! * **The happy path is cheap.** Through timeouts, retry, breaker, token bucket, semaphore and drain: no allocation, no
+//!   boxing, no lock, one reading of the clock; if the operation is pending, one more and a timer of tokio's. Other parts
+//!   say on their page what they cost.
+//! * **Tests need no sleeping.** Everything reads `tokio::time`, so a paused clock drives the whole crate. (A quota of the
+//!   calendar reads the wall clock once, when it is built, unless it is [told](QuotaBuilder::wall_clock) the time.)
 //!
 //! # Three ways in which time is special
 //!

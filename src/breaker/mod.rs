@@ -86,9 +86,10 @@
 //!
 //! # Cost
 //!
-//! Closed, a call costs one load to enter, and to leave one load and one compare-and-swap on a word that its thread
-//! rarely shares. No lock is taken until something fails. Memory: 384 bytes per thread stripe (as many as cores, at most
-//! 16) for a time window, one byte per call for a count.
+//! Closed, a call costs one load to enter. To leave, with a time window, it looks once more and adds to a word that only
+//! its thread writes: no locked instruction. As many threads as there are cores, at most 16, own such words; all others
+//! share one set of them, by compare-and-swap. A window of calls is one ring for all threads. No lock is taken until
+//! something fails. Memory: 384 bytes for each set of a time window, one byte per call for a count.
 
 mod keyed;
 mod state;

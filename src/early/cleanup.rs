@@ -68,8 +68,13 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
     /// of what happened, and runs in a task of its own, whose [limit](CleanupBuilder::within) is 5 s unless said. If
     /// the future ends by itself, the handle is dropped and there is no cleanup. A retry makes a handle per attempt.
     ///
-    /// A cleanup that fails, panics or takes too long changes nothing about the call, which has ended by then; it is
-    /// counted in [`Policy::tasks`]. Neither does it hold the call's passes: they are back by then.
+    /// A cleanup that panics or takes too long changes nothing about the call, which has ended by then; it is counted in
+    /// [`Policy::tasks`]. Neither does it hold the call's passes: it runs while they go back or after.
+    ///
+    /// So it runs beside whatever comes next, and *the handle should own what it acts on until the cleanup is over*. A
+    /// cancel token of PostgreSQL names the connection, not the query: if the connection goes to somebody else when the
+    /// call ends, the cancel may hit the next query on it. With an `Arc` of the connection in the handle, it goes
+    /// back to its pool when the cleanup is done.
     ///
     /// ```
     /// use std::sync::Arc;

@@ -7,12 +7,17 @@
 //! | | the operation | its passes | use it when |
 //! | --- | --- | --- | --- |
 //! | drop: [`run`](crate::Policy::run) | is dropped | go back at once | being half done does no harm: reads, anything idempotent |
-//! | drop and clean up: [`cleanup`](crate::CallBuilder::cleanup) | is dropped, then a task of your own ends what it has begun | go back at once | the peer has a way to be told: `cancel_query`, `rollback`, closing a connection |
+//! | drop and clean up: [`cleanup`](crate::CallBuilder::cleanup) | is dropped, then a task of your own ends what it has begun | go back at once | the peer has a way to be told: `cancel_query`, `rollback`, a request that undoes it |
 //! | shield: [`shield`](crate::CallBuilder::shield) | goes on to its end in a task | stay held until then | half of it is worse than none or all: transactions, payments |
 //!
 //! All three hold for whatever ends a call early: its future is dropped, its caller cancels, a deadline passes.
 //! A [timeout step](crate::PolicyBuilder::timeout) of the policy cuts the operation behind a shield too: it is a rule about
 //! the operation, not about the caller's patience.
+//!
+//! *Dropped is not rolled back.* What the operation has sent is at the peer, and a drop takes none of it back. A batch that
+//! went out as one message (`begin; ..; commit`) is committed although nobody waits for its answer. A server goes on with
+//! a query whose connection was closed. A transaction that was begun and not ended stays open on its connection, for
+//! whoever uses that next. The repository's tests show each of these on a real PostgreSQL (`tests/postgres.rs`).
 //!
 //! What runs on in tasks is counted by the policy: see [`Policy::tasks`](crate::Policy::tasks).
 //!

@@ -42,6 +42,9 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
     ///
     /// A panic in the operation goes on in the caller, if it is still there.
     ///
+    /// What is handed to `run` goes into a task, so it borrows nothing: the closure is `move` and owns what it uses, and
+    /// clones it for each attempt's future, as in [`ShieldBuilder::run`].
+    ///
     /// # Errors
     ///
     /// As [`run`](crate::Policy::run). Where the runtime has shut down meanwhile, the call was cancelled because of
@@ -76,7 +79,25 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
 }
 
 impl<C> ShieldBuilder<C> {
-    /// Runs the operation; see [`Policy::run`].
+    /// Runs the operation; see [`Policy::run`]. The closure is `move`, owns what it uses, and makes futures that own theirs.
+    ///
+    /// ```
+    /// use std::sync::{Arc, Mutex};
+    /// use resile::Policy;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("payments").build()?;
+    /// let ledger = Arc::new(Mutex::new(Vec::new()));
+    ///
+    /// let own = ledger.clone();
+    /// let pay = move || {
+    ///     let ledger = own.clone();
+    ///     async move { Ok::<_, std::io::Error>(ledger.lock().unwrap().push(100)) }
+    /// };
+    /// policy.call().shield().run(pay).await?;
+    /// assert_eq!(*ledger.lock().unwrap(), [100]);
+    /// # Ok(()) }
+    /// ```
     pub fn run<O, F, T, E>(self, operation: O) -> Shield<Run<Policy, Plain<O>, F, C>, T, E>
     where
         O: FnMut() -> F + Send + 'static,
