@@ -403,16 +403,14 @@ async fn a_panic_in_a_backoff_or_a_gate_is_told_as_one() {
 
     impl Gate for Trap {
         fn enter(&self, _: &Call) -> Entry {
-            if self.0 {
-                panic!("boom");
-            }
+            assert!(!self.0, "boom");
             Entry::Wait(Ticket::default(), None)
         }
         fn poll_wait(&self, _: Ticket, _: &Call, _: &mut std::task::Context<'_>) -> Entry {
             panic!("boom")
         }
         fn leave(&self, _: Pass, _: Outcome) {}
-        fn name(&self) -> &str {
+        fn name(&self) -> &'static str {
             "trap"
         }
     }

@@ -72,7 +72,7 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
     /// [`Policy::tasks`]. Neither does it hold the call's passes: it runs while they go back or after.
     ///
     /// So it runs beside whatever comes next, and *the handle should own what it acts on until the cleanup is over*. A
-    /// cancel token of PostgreSQL names the connection, not the query: if the connection goes to somebody else when the
+    /// cancel token of Postgres names the connection, not the query: if the connection goes to somebody else when the
     /// call ends, the cancel may hit the next query on it. With an `Arc` of the connection in the handle, it goes
     /// back to its pool when the cleanup is done.
     ///

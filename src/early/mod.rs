@@ -17,7 +17,7 @@
 //! *Dropped is not rolled back.* What the operation has sent is at the peer, and a drop takes none of it back. A batch that
 //! went out as one message (`begin; ..; commit`) is committed although nobody waits for its answer. A server goes on with
 //! a query whose connection was closed. A transaction that was begun and not ended stays open on its connection, for
-//! whoever uses that next. The repository's tests show each of these on a real PostgreSQL (`tests/postgres.rs`).
+//! whoever uses that next. The repository's tests show each of these on a real Postgres (`tests/postgres.rs`).
 //!
 //! What runs on in tasks is counted by the policy: see [`Policy::tasks`](crate::Policy::tasks).
 //!
