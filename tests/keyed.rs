@@ -805,7 +805,9 @@ async fn the_settings_that_were_set_last_are_those_that_hold() {
         }
         fn adopt(&self, settings: &Self) {
             let meanwhile = self.meanwhile.lock().unwrap().take();
-            meanwhile.into_iter().for_each(|other| other());
+            for other in meanwhile {
+                other();
+            }
             self.width.store(settings.width.load(Relaxed), Relaxed);
         }
     }
