@@ -805,7 +805,7 @@ async fn the_settings_that_were_set_last_are_those_that_hold() {
         }
         fn adopt(&self, settings: &Self) {
             let meanwhile = self.meanwhile.lock().unwrap().take();
-            for other in meanwhile {
+            if let Some(other) = meanwhile {
                 other();
             }
             self.width.store(settings.width.load(Relaxed), Relaxed);
