@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use resile::health::{Check, HealthReason, Signal, Symptom};
-use resile::{Blocking, CircuitBreaker, Compute, Health, HealthBuilder, Semaphore, State};
+use resile::{Blocking, CircuitBreaker, Compute, Drain, Health, HealthBuilder, Phase, Semaphore, State};
 use support::hand::Clock;
 use support::ms;
 use tokio::runtime::{Builder, Handle};
@@ -271,6 +271,24 @@ async fn a_circuit_held_open_is_bad_and_one_held_closed_is_good() {
     beats(1).await;
     assert_eq!(reasons(&health.ready().reasons), [("breaker", "the circuit is held open".to_owned())]);
     breaker.force_closed();
+    beats(1).await;
+    assert!(health.ready().ok);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_is_bad_from_its_closing_until_it_is_opened_again() {
+    let drain = Drain::builder().named("service").build().unwrap();
+    let health = build(every_100_ms().check(Check::drain(&drain))).await;
+    let held = drain.try_acquire().unwrap();
+    let closing = tokio::spawn(drain.close(Duration::from_secs(60)));
+    beats(1).await;
+    assert_eq!(health.ready().reasons[0].symptom, Symptom::Draining(Phase::Closing));
+    assert!(health.live().ok, "a restart would cut off what finishes");
+    held.success();
+    closing.await.unwrap();
+    beats(1).await;
+    assert_eq!(reasons(&health.ready().reasons), [("service", "it has stopped".to_owned())]);
+    assert!(drain.reopen());
     beats(1).await;
     assert!(health.ready().ok);
 }

@@ -9,6 +9,7 @@ use super::track::Rows;
 use super::{Signal, Symptom};
 use crate::blocking::{Blocking, Compute};
 use crate::breaker::{CircuitBreaker, State};
+use crate::drain::{Drain, Phase};
 use crate::error::{ConfigError, Faults};
 use crate::gate::Gate;
 use crate::semaphore::Semaphore;
@@ -53,6 +54,34 @@ impl Check {
         let read = move || match breaker.state() {
             state @ (State::Open | State::ForcedOpen) => Signal::Bad(Symptom::Circuit(state)),
             _ => Signal::Good,
+        };
+        Self::new(name, read).bad_after(1).good_after(1)
+    }
+
+    /// Bad from when a drain begins to close until it is opened again, so that no new traffic is sent here. It flips with
+    /// one reading, and has the drain's name.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use resile::health::Check;
+    /// use resile::{Drain, Health};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let drain = Drain::new();
+    /// let health = Health::builder().check(Check::drain(&drain)).build()?;
+    ///
+    /// drain.close(Duration::from_secs(5)).await;
+    /// tokio::time::sleep(Duration::from_secs(1)).await;
+    /// assert!(!health.ready().ok, "no new traffic");
+    /// assert!(health.live().ok, "no reason to be killed");
+    /// # Ok(()) }
+    /// ```
+    pub fn drain(drain: &Drain) -> Self {
+        let name = drain.name().to_owned();
+        let drain = drain.clone();
+        let read = move || match drain.phase() {
+            Phase::Open => Signal::Good,
+            phase => Signal::Bad(Symptom::Draining(phase)),
         };
         Self::new(name, read).bad_after(1).good_after(1)
     }

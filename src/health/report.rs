@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::breaker::State;
+use crate::drain::Phase;
 
 /// What one reading of a signal says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub enum Symptom {
         /// How many may.
         max_queue: u32,
     },
+    /// The service lets nothing in any more.
+    Draining(Phase),
     /// What a signal of your own says.
     Other(Cow<'static, str>),
 }
@@ -62,6 +65,9 @@ impl fmt::Display for Symptom {
             Self::Circuit(State::ForcedOpen) => f.write_str("the circuit is held open"),
             Self::Circuit(_) => f.write_str("the circuit is open"),
             Self::Queue { queued, max_queue } => write!(f, "{queued} wait in a queue for {max_queue}"),
+            Self::Draining(Phase::Closing) => f.write_str("it is about to stop and finishes what it has"),
+            Self::Draining(Phase::Cancelling) => f.write_str("it is about to stop and cancels what is left"),
+            Self::Draining(_) => f.write_str("it has stopped"),
             Self::Other(symptom) => f.write_str(symptom),
         }
     }
