@@ -577,8 +577,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
     /// The limiters of the policy took the [`cost`](Self::cost) that was estimated; they put the difference back, or take
     /// it although it is not there, see [`Guard::settle`](crate::Guard::settle). An attempt without a result, since it was
     /// cut or dropped, has cost what was estimated. A limiter outside of a retry is told of each attempt, and goes by the
-    /// last. One inside of a [`Keyed`](crate::Keyed), [`Layers`](crate::Layers) or [`Fair`](crate::Fair) is not told: the
-    /// estimate stands.
+    /// last. Those inside of a [`Keyed`](crate::Keyed), [`Layers`](crate::Layers) or [`Fair`](crate::Fair) are told too.
     ///
     /// ```
     /// use resile::{Policy, TokenBucket};

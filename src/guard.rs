@@ -85,8 +85,7 @@ impl Guard {
     /// Says what it has really cost, where that is known only afterwards: bytes, tokens of a model, money.
     ///
     /// A limiter puts back what was taken too much, or takes the rest although it is not there: those who come next wait
-    /// for it. May be said again as the cost grows, and says nothing about how it ended. Other gates take no notice, nor
-    /// do [`Keyed`](crate::Keyed), [`Layers`](crate::Layers) and [`Fair`](crate::Fair) pass it on.
+    /// for it. May be said again as the cost grows, and says nothing about how it ended. Other gates take no notice.
     ///
     /// ```
     /// use resile::TokenBucket;

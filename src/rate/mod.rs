@@ -15,8 +15,7 @@
 //! Costs are whatever you count: calls, bytes, tokens of a model, cents. A cost that is known only afterwards is
 //! estimated before and settled after, with [`CallBuilder::settle`](crate::CallBuilder::settle) or
 //! [`Guard::settle`](crate::Guard::settle): what was too much goes back, and what was too little is owed, so that those
-//! who come next wait for it. (Inside of a [`Keyed`](crate::Keyed), [`Layers`](crate::Layers) or [`Fair`](crate::Fair)
-//! limiters are not told, and the estimate stands.) A cost of nothing is refused, since nobody passes uncharged.
+//! who come next wait for it. A cost of nothing is refused, since nobody passes uncharged.
 
 mod bucket;
 mod calendar;
