@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::cancel::CancelReason;
 use crate::context;
-use crate::error::{Cause, Limit};
+use crate::error::Limit;
 use crate::internal::seldom::Seldom;
 use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
@@ -233,14 +233,14 @@ impl Call {
         }
     }
 
-    /// What a call that is cancelled has ended by.
-    pub(crate) fn cancelled(&self) -> Cause {
+    /// The reason for which it was cancelled, or the limit if that is what it comes to.
+    pub(crate) fn cancelled(&self) -> Result<CancelReason, Limit> {
         let reason = self.said.as_ref().and_then(|said| said.cancel_reason()).unwrap_or_default();
         // A scope cancels its children at the deadline that they inherit from it: whichever they notice first, it is one.
         if reason == CancelReason::Deadline && self.origin == Origin::Context && self.deadline <= Moment::now() {
-            return Cause::TimedOut(Limit::Context);
+            return Err(Limit::Context);
         }
-        Cause::Cancelled(reason)
+        Ok(reason)
     }
 
     pub(crate) fn set_key(&mut self, name: &'static str, value: Key) {

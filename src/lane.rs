@@ -7,15 +7,14 @@
 //!    more than one where the steps between have nothing to do.
 //! 3. A clock reading belongs to one poll. It is forgotten when the next begins, and read when somebody asks.
 
-use std::task::{Context, Poll, ready};
-
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::call::Call;
 use crate::context;
 use crate::early::{EarlyEnd, Listeners, Stage, Why};
-use crate::error::{Cause, Limit, Reason, Refusal, Stop};
+use crate::error::{Limit, Reason, Refusal, Stop};
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Ticket, Times};
 use crate::internal::seldom::Seldom;
 use crate::internal::time::{Moment, Timer};
@@ -356,7 +355,7 @@ impl Lane {
         }
     }
 
-    /// After a wait: the retry that makes no attempt with as little time as is left.
+    /// After a queue: the retry that makes no attempt with as little time as is left.
     fn too_late(&mut self, steps: &[Step]) -> Option<usize> {
         let mut ends = self.call.ends();
         for (place, step) in steps.iter().enumerate().rev() {
@@ -376,6 +375,7 @@ impl Lane {
         mut timer: Pin<&mut Timer>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End>> {
+        let waited = self.phase == Phase::Queued;
         loop {
             match self.phase {
                 Phase::Entering => {
@@ -387,7 +387,8 @@ impl Lane {
                         return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
                     }
                     if self.phase == Phase::Entering {
-                        if let Some(place) = self.too_late(steps) {
+                        let late = if waited { self.too_late(steps) } else { None };
+                        if let Some(place) = late {
                             let refusal = Refusal::new("retry", Reason::TooLate);
                             return Poll::Ready(Err(End::Refused(place, refusal)));
                         }
@@ -576,13 +577,16 @@ impl Lane {
     pub(crate) fn why(&self, steps: &[Step], end: &End) -> Option<Why> {
         match end {
             End::Judged(_) | End::Refused(..) => None,
-            End::TimedOut(None) => Some(Why::TimedOut(self.call.limit())),
-            End::TimedOut(place) => Some(Why::TimedOut(limit(steps, *place))),
-            End::Cancelled => Some(match self.call.cancelled() {
-                Cause::Cancelled(reason) => Why::Cancelled(reason),
-                Cause::TimedOut(limit) => Why::TimedOut(limit),
-                Cause::Failed | Cause::Refused(_) | Cause::Panicked(_) => Why::Dropped,
-            }),
+            End::TimedOut(place) => Some(Why::TimedOut(self.limit(steps, *place))),
+            End::Cancelled => Some(self.call.cancelled().map_or_else(Why::TimedOut, Why::Cancelled)),
+        }
+    }
+
+    /// The time limit that passed: of a step, or of who called.
+    pub(crate) fn limit(&self, steps: &[Step], place: Option<usize>) -> Limit {
+        match place.map(|place| (place, &steps[place].0)) {
+            Some((place, Kind::Timeout(limit))) => Limit::Step { step: place + 1, limit: Duration::from_nanos(*limit) },
+            _ => self.call.limit(),
         }
     }
 
@@ -804,13 +808,5 @@ impl Lane {
         self.phase = Phase::Done;
         let [a, b] = *self.frame(0);
         Pass::new(a, b)
-    }
-}
-
-/// The time limit that passed, for the error.
-pub(crate) fn limit(steps: &[Step], place: Option<usize>) -> Limit {
-    match place.and_then(|place| Some((place, &steps.get(place)?.0))) {
-        Some((place, Kind::Timeout(limit))) => Limit::Step { step: place + 1, limit: Duration::from_nanos(*limit) },
-        _ => Limit::Caller,
     }
 }

@@ -15,7 +15,7 @@ use crate::early::Why;
 use crate::error::{Cause, Error, Stop};
 use crate::internal::seldom::Seldom;
 use crate::internal::time::Timer;
-use crate::lane::{self, End, Lane, Out};
+use crate::lane::{End, Lane, Out};
 use crate::policy::Steps;
 use crate::step::Step;
 use crate::verdict::{Classify, Verdict};
@@ -182,10 +182,9 @@ fn failed<E>(lane: &Lane, verdict: Verdict, last: E, stop: Stop) -> Error<E> {
 #[cold]
 fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) -> Error<E> {
     let cause = match end {
-        End::TimedOut(None) => Cause::TimedOut(lane.call().limit()),
-        End::TimedOut(place) => Cause::TimedOut(lane::limit(steps, place)),
+        End::TimedOut(place) => Cause::TimedOut(lane.limit(steps, place)),
         End::Refused(_, refusal) => Cause::Refused(refusal),
-        End::Cancelled | End::Judged(_) => lane.call().cancelled(),
+        End::Cancelled | End::Judged(_) => lane.call().cancelled().map_or_else(Cause::TimedOut, Cause::Cancelled),
     };
     Error::new(cause, last, lane.made(), stop).with_elapsed(lane.elapsed())
 }

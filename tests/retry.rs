@@ -832,6 +832,24 @@ async fn a_refused_call_comes_back_until_its_deadline_leaves_no_room() {
     }
 }
 
+/// It was refused at a gate of the user's own, which the call does not pass in the short way, and let in without one.
+#[tokio::test(start_paused = true)]
+async fn a_first_attempt_that_has_not_waited_is_made_however_little_time_there_is() {
+    struct Open;
+    impl Gate for Open {
+        fn enter(&self, _: &Call) -> Entry {
+            Entry::Pass(Pass::default())
+        }
+        fn leave(&self, _: Pass, _: Outcome) {}
+    }
+    let retry = || Retry::constant(ms(10)).min_attempt(ms(300));
+    let short = Policy::named("short").timeout(ms(100)).retry(retry());
+    for policy in [short, Policy::named("own").timeout(ms(100)).retry(retry()).gate(Open)] {
+        let end = policy.build().unwrap().run(|| ready(Ok::<_, ()>(()))).await;
+        assert!(end.is_ok(), "{end:?}");
+    }
+}
+
 /// The peer worked for callers who could not wait for its answer, while others could have been served.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_is_not_begun_after_a_queue_that_left_too_little_time() {
