@@ -144,6 +144,28 @@ impl Pass {
     }
 }
 
+/// A pass on its way to its call: it goes back if somebody's waker panics before it gets there.
+pub(crate) struct Underway<F: FnOnce(Pass)>(Option<(Pass, F)>);
+
+impl<F: FnOnce(Pass)> Underway<F> {
+    pub(crate) const fn new(pass: Pass, back: F) -> Self {
+        Self(Some((pass, back)))
+    }
+
+    pub(crate) fn arrive(mut self) -> Entry {
+        let (pass, _) = self.0.take().expect("it is there until it arrives");
+        Entry::Pass(pass)
+    }
+}
+
+impl<F: FnOnce(Pass)> Drop for Underway<F> {
+    fn drop(&mut self) {
+        if let Some((pass, back)) = self.0.take() {
+            back(pass);
+        }
+    }
+}
+
 /// A place in a gate's queue: two words of the gate's own.
 #[derive(Debug, Default, PartialEq, Eq)]
 #[must_use]

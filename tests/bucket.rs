@@ -838,6 +838,29 @@ fn threads_that_take_during_a_change_of_rate_get_no_more_than_the_burst() {
     assert_eq!(taken.into_inner(), 1000);
 }
 
+/// The token of the first in line was lost with the panic of the second one's waker.
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_costs_nobody_a_token() {
+    struct Bomb;
+    impl Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            panic!("boom");
+        }
+    }
+    let bucket = drained(1, 1);
+    let mut first = Waiter::queued(&bucket, 1);
+    let bomb = Waker::from(Arc::new(Bomb));
+    let mut second = Box::pin(bucket.acquire());
+    assert!(second.as_mut().poll(&mut Context::from_waker(&bomb)).is_pending());
+    advance(secs(1)).await;
+    let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        first.acquire.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }));
+    assert!(polled.is_err());
+    drop((first, second));
+    assert_eq!((bucket.queued(), takes(&bucket)), (0, 1));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Whatever happens
 

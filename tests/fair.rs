@@ -199,3 +199,31 @@ async fn what_a_call_has_really_cost_is_told_to_the_limit() {
         assert_eq!(fair.limit().peek(), left);
     }
 }
+
+/// The permit of the first was lost with the panic of the next one's waker.
+#[test]
+fn a_waker_that_panics_costs_nobody_a_permit() {
+    struct Bomb;
+    impl std::task::Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            panic!("boom");
+        }
+    }
+    let clock = Clock::paused();
+    let _inside = clock.enter();
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let fair = Fair::by("tenant", semaphore.clone()).build().unwrap();
+    let (policy, order) = (gated(&fair), Order::default());
+    let held = semaphore.try_acquire().unwrap();
+    let mut first = call(&policy, &order, 1, 1, ms(10));
+    let mut next = call(&policy, &order, 2, 2, ms(10));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(first.as_mut().poll(&mut cx).is_pending());
+    let bomb = std::task::Waker::from(Arc::new(Bomb));
+    assert!(next.as_mut().poll(&mut std::task::Context::from_waker(&bomb)).is_pending());
+    drop(held);
+    let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| first.as_mut().poll(&mut cx).is_ready()));
+    assert!(polled.is_err());
+    drop((first, next));
+    assert_eq!((semaphore.in_use(), semaphore.queued(), fair.queued()), (0, 0, 0));
+}

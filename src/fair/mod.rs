@@ -69,7 +69,7 @@ use std::task::{Context, Waker};
 
 use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
-use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Ticket};
+use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Ticket, Underway};
 use crate::internal::queue::{DEFAULT_MAX_QUEUE, LONGEST_QUEUE};
 use crate::internal::slab::Slab;
 use crate::internal::sync::Mutex;
@@ -340,8 +340,13 @@ impl<G: Gate> Gate for Fair<G> {
             self.note([place, turn], inner.words());
             return Entry::Wait(ticket, until);
         }
+        let Entry::Pass(pass) = entry else {
+            self.end_wait([place, turn]);
+            return entry;
+        };
+        let pass = Underway::new(pass, |pass| self.0.gate.leave(pass, Outcome::NotStarted));
         self.end_wait([place, turn]);
-        entry
+        pass.arrive()
     }
 
     fn abandon(&self, ticket: Ticket) {

@@ -12,7 +12,7 @@ use super::front::Snapshot;
 use super::pace::Take;
 use crate::call::Call;
 use crate::error::{Name, Reason, Refusal};
-use crate::gate::{Entry, Outcome, Pass, Ticket};
+use crate::gate::{Entry, Outcome, Pass, Ticket, Underway};
 use crate::internal::queue::{Key, Queue, Status};
 use crate::internal::sync::{Mutex, MutexGuard};
 use crate::internal::time::{Moment, nanos};
@@ -269,8 +269,9 @@ impl<M: Meter> Shell<M> {
             }
             match self.meter.take_as_told(&mut waiting.locked, now, cost) {
                 Take::Now(taken) => {
+                    let pass = Underway::new(Pass::new(taken, cost.into()), |pass| self.undo(&pass));
                     self.end_wait(waiting, key);
-                    return Entry::Pass(Pass::new(taken, cost.into()));
+                    return pass.arrive();
                 }
                 // The rate was lowered meanwhile, or somebody's cost was settled above what it had taken.
                 Take::At(due) if due > give_up.min(call.ends()) => {
