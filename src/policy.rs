@@ -347,8 +347,8 @@ impl PolicyBuilder {
     /// several times.
     ///
     /// The listener is called when everything has gone back and no lock is held, wherever the call happens to end,
-    /// perhaps in a drop outside of the runtime. It must be short and must not block; while a panic of the operation
-    /// unwinds, a panic of its own aborts the process.
+    /// perhaps in a drop outside of the runtime. It must be short and must not block. If it panics, those that were added
+    /// after it are not told, and while a panic of the operation unwinds, its own aborts the process.
     pub fn on_early_end(mut self, tell: impl Fn(&EarlyEnd<'_>) + Send + Sync + 'static) -> Self {
         self.listeners.get_or_insert_with(|| Listeners::of(self.name.clone())).add(Arc::new(tell));
         self

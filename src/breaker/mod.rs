@@ -91,6 +91,7 @@
 //! share one set of them, by compare-and-swap. A window of calls is one ring for all threads. No lock is taken until
 //! something fails. Memory: 384 bytes for each set of a time window, one byte per call for a count.
 
+mod builder;
 mod keyed;
 mod state;
 mod tally;
@@ -98,7 +99,6 @@ mod tally;
 #[cfg(all(test, resile_loom))]
 mod loom;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
@@ -107,32 +107,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::call::Call;
-use crate::error::{ConfigError, Faults, Name, Refusal};
-use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Times};
+use crate::error::{Name, Refusal};
+use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Times};
 use crate::guard::guarded;
-use crate::internal::rng::entropy;
 use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
-use crate::internal::time::{Moment, nanos};
-use crate::internal::window::Window;
+use crate::internal::time::Moment;
 use crate::verdict::Verdict;
-use state::{Admission, Machine, No, Settings, UNCOUNTED};
-use tally::{Counts, Ring, Sample, Tally};
-
-const DEFAULT_RATE: f64 = 0.5;
-/// At the default rate an outage is noticed after half of it.
-const DEFAULT_OVER: Duration = Duration::from_secs(10);
-const DEFAULT_MIN_CALLS: u32 = 20;
-/// Long enough for a failover or a lost connection, and within what most callers wait.
-const DEFAULT_OPEN_FOR: Duration = Duration::from_millis(500);
-/// Others stay open for this long or longer from the first time on. It is the most that an outage is drawn out.
-const DEFAULT_MAX_OPEN: Duration = Duration::from_secs(5);
-const DEFAULT_GROWTH: f64 = 2.0;
-const DEFAULT_JITTER: f64 = 0.1;
-const DEFAULT_PROBES: u32 = 3;
-const DEFAULT_HALF_OPEN_FOR: Duration = Duration::from_secs(60);
-const DEFAULT_LEASE: Duration = Duration::from_secs(30);
-/// Well past a healthy answer, and what an impatient client waits.
-const ABANDONED_AFTER: Duration = Duration::from_secs(1);
+pub use builder::BreakerBuilder;
+use state::{Admission, Machine, No, UNCOUNTED};
+use tally::{Counts, Sample, Tally};
 
 /// Stops calling a peer that keeps failing; see the [module](self).
 ///
@@ -213,299 +196,12 @@ fn word(state: State, generation: u64) -> u64 {
     generation << CODE_BITS | code
 }
 
-/// Settings of a [`CircuitBreaker`]; the [module](self) has the defaults.
-#[must_use = "a builder does nothing until it is built"]
-pub struct BreakerBuilder {
-    failure_rate: Option<f64>,
-    over: Over,
-    min_calls: Option<u32>,
-    slow: Option<(Duration, f64)>,
-    consecutive: Option<u32>,
-    probes: u32,
-    probe_failure_rate: Option<f64>,
-    open_for: Duration,
-    open_growth: f64,
-    max_open_for: Duration,
-    open_jitter: f64,
-    half_open_for: Duration,
-    probe_lease: Duration,
-    abandoned_after: Option<Duration>,
-    observe_only: bool,
-    listener: Option<Listener>,
-    seed: Option<u64>,
-    name: Name,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Over {
-    Time(Duration),
-    Calls(u32),
-}
-
-impl BreakerBuilder {
-    /// Opens when at least this share of the calls in the window failed, above 0 up to 1.
-    pub const fn failure_rate(mut self, rate: f64) -> Self {
-        self.failure_rate = Some(rate);
-        self
-    }
-
-    /// Counts over the last stretch of time, 1 ms to 1 h: 10 s unless said.
-    pub const fn over(mut self, time: Duration) -> Self {
-        self.over = Over::Time(time);
-        self
-    }
-
-    /// Counts over the last so many calls, 1 to 1,000,000, however old they are.
-    pub const fn over_calls(mut self, calls: u32) -> Self {
-        self.over = Over::Calls(calls);
-        self
-    }
-
-    /// Below so many calls in the window there is no rate, at least 1; not above the window of `over_calls`. Unless said
-    /// it is 20, or that window if it is shorter.
-    pub const fn min_calls(mut self, calls: u32) -> Self {
-        self.min_calls = Some(calls);
-        self
-    }
-
-    /// Opens when at least this share of the calls in the window lasted as long as this or longer, whatever came of
-    /// them.
-    pub const fn slow_calls(mut self, threshold: Duration, rate: f64) -> Self {
-        self.slow = Some((threshold, rate));
-        self
-    }
-
-    /// Opens after so many failures in a row, at least 1. Without a `failure_rate` of its own the breaker has no other
-    /// rule.
-    pub const fn consecutive_failures(mut self, failures: u32) -> Self {
-        self.consecutive = Some(failures);
-        self
-    }
-
-    /// How many calls a half-open circuit lets through to judge by, 1 to 1000.
-    pub const fn probes(mut self, probes: u32) -> Self {
-        self.probes = probes;
-        self
-    }
-
-    /// Opens again when at least this share of the probes failed, above 0 up to 1: the failure rate unless said, or
-    /// 0.5.
-    pub const fn probe_failure_rate(mut self, rate: f64) -> Self {
-        self.probe_failure_rate = Some(rate);
-        self
-    }
-
-    /// How long it stays open the first time, 1 ms to 24 h: 500 ms unless said.
-    pub const fn open_for(mut self, period: Duration) -> Self {
-        self.open_for = period;
-        self
-    }
-
-    /// By how much the period grows each time it opens again without having closed, 1 to 100.
-    pub const fn open_growth(mut self, factor: f64) -> Self {
-        self.open_growth = factor;
-        self
-    }
-
-    /// The longest period, up to 24 h: 5 s unless said. A shorter one than `open_for` counts as that.
-    pub const fn max_open_for(mut self, period: Duration) -> Self {
-        self.max_open_for = period;
-        self
-    }
-
-    /// Up to this share of each period is taken off at random, 0 to 1.
-    pub const fn open_jitter(mut self, share: f64) -> Self {
-        self.open_jitter = share;
-        self
-    }
-
-    /// How long half-open may last from its first probe on before it counts as failed, 1 ms to 24 h.
-    pub const fn half_open_for(mut self, time: Duration) -> Self {
-        self.half_open_for = time;
-        self
-    }
-
-    /// After how long a probe without an answer loses its place, and its vote, 1 ms to 24 h.
-    pub const fn probe_lease(mut self, time: Duration) -> Self {
-        self.probe_lease = time;
-        self
-    }
-
-    /// An operation that had lasted so long when its caller gave up counts as a failure.
-    pub const fn abandoned_after(mut self, time: Duration) -> Self {
-        self.abandoned_after = Some(time);
-        self
-    }
-
-    /// Counts and changes state as usual, but refuses nothing: for trying settings out.
-    pub const fn observe_only(mut self) -> Self {
-        self.observe_only = true;
-        self
-    }
-
-    /// Called after each change of state with the old and the new one, once, by whoever caused it, with no lock held.
-    pub fn on_change(mut self, listener: impl Fn(State, State) + Send + Sync + 'static) -> Self {
-        self.listener = Some(Arc::new(listener));
-        self
-    }
-
-    /// Makes the open periods repeatable; random unless said.
-    pub const fn seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
-        self
-    }
-
-    /// The name that refusals carry: `breaker` unless said.
-    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
-        self.name = Name::from(name.into());
-        self
-    }
-
-    /// The breaker.
-    ///
-    /// # Errors
-    ///
-    /// Every setting outside of the range that its method names.
-    pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
-        self.check()?;
-        let rate = match (self.failure_rate, self.consecutive) {
-            (None, None) => Some(DEFAULT_RATE),
-            (rate, _) => rate,
-        };
-        let counts = rate.is_some() || self.slow.is_some();
-        let tally = match self.over {
-            _ if !counts => Tally::Nothing,
-            Over::Time(time) => Tally::Time(Window::new(time)),
-            Over::Calls(calls) => Tally::Calls(Ring::new(calls)),
-        };
-        let slow_after = self.slow.map_or(u64::MAX, |(threshold, _)| nanos(threshold));
-        let abandoned_after =
-            self.abandoned_after.or(self.slow.map(|(threshold, _)| threshold)).unwrap_or(ABANDONED_AFTER);
-        let probe_rate = self.probe_failure_rate.or(rate).unwrap_or(DEFAULT_RATE);
-        let machine = Machine::new(Settings {
-            probes: self.probes,
-            fatal_probes: ((f64::from(self.probes) * probe_rate).ceil() as u32).max(1),
-            open_for: nanos(self.open_for),
-            growth: self.open_growth,
-            max_open: nanos(self.max_open_for.max(self.open_for)),
-            jitter: self.open_jitter,
-            half_open_for: nanos(self.half_open_for),
-            lease: nanos(self.probe_lease),
-            seed: self.seed.unwrap_or_else(entropy),
-        });
-        Ok(CircuitBreaker(Arc::new(Shared {
-            word: AtomicU64::new(word(State::Closed, machine.generation())),
-            streak: AtomicU64::new(0),
-            tally,
-            rules: Rules {
-                failure_rate: rate,
-                slow_rate: self.slow.map(|(_, rate)| rate),
-                slow_after,
-                min_calls: self.minimum().into(),
-                consecutive: self.consecutive.map(u64::from),
-                abandoned_after: nanos(abandoned_after),
-                observe_only: self.observe_only,
-            },
-            would_refuse: AtomicU64::new(0),
-            machine: Mutex::new(machine),
-            changed: Notify::new(),
-            listener: self.listener,
-            name: self.name,
-        })))
-    }
-
-    fn minimum(&self) -> u32 {
-        self.min_calls.unwrap_or(match self.over {
-            Over::Time(_) => DEFAULT_MIN_CALLS,
-            Over::Calls(calls) => DEFAULT_MIN_CALLS.min(calls),
-        })
-    }
-
-    fn check(&self) -> Result<(), ConfigError> {
-        const RATE: &str = "above 0 up to 1";
-        let mut faults = Faults::of("breaker");
-        let is_rate = |rate: f64| rate > 0.0 && rate <= 1.0;
-        for (field, rate) in [
-            ("failure_rate", self.failure_rate),
-            ("slow_calls rate", self.slow.map(|(_, rate)| rate)),
-            ("probe_failure_rate", self.probe_failure_rate),
-        ] {
-            if let Some(rate) = rate {
-                faults.check(is_rate(rate), field, &rate, RATE);
-            }
-        }
-        match self.over {
-            Over::Time(time) => {
-                let range = Duration::from_millis(1)..=Duration::from_secs(3600);
-                faults.check(range.contains(&time), "over", &time, "1ms to 1h");
-                faults.check(self.minimum() >= 1, "min_calls", &self.minimum(), "1 or more");
-            }
-            Over::Calls(calls) => {
-                faults.check((1..=1_000_000).contains(&calls), "over_calls", &calls, "1 to 1000000");
-                let fits = calls == 0 || (1..=calls).contains(&self.minimum());
-                faults.check(fits, "min_calls", &self.minimum(), format!("1 to {calls}, the calls of the window"));
-            }
-        }
-        if let Some(failures) = self.consecutive {
-            faults.check(failures >= 1, "consecutive_failures", &failures, "1 or more");
-        }
-        faults.check((1..=1000).contains(&self.probes), "probes", &self.probes, "1 to 1000");
-        faults.check((1.0..=100.0).contains(&self.open_growth), "open_growth", &self.open_growth, "1 to 100");
-        faults.check((0.0..=1.0).contains(&self.open_jitter), "open_jitter", &self.open_jitter, "0 to 1");
-        let range = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
-        for (field, time) in [
-            ("open_for", self.open_for),
-            ("max_open_for", self.max_open_for),
-            ("half_open_for", self.half_open_for),
-            ("probe_lease", self.probe_lease),
-            ("slow_calls threshold", self.slow.map_or(ABANDONED_AFTER, |(threshold, _)| threshold)),
-            ("abandoned_after", self.abandoned_after.unwrap_or(ABANDONED_AFTER)),
-        ] {
-            faults.check(range.contains(&time), field, &time, "1ms to 24h");
-        }
-        faults.into_result()
-    }
-}
-
-impl fmt::Debug for BreakerBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BreakerBuilder").field("name", &self.name).field("over", &self.over).finish_non_exhaustive()
-    }
-}
-
-impl IntoGate for BreakerBuilder {
-    type Gate = CircuitBreaker;
-
-    fn into_gate(self) -> Result<CircuitBreaker, ConfigError> {
-        self.build()
-    }
-}
-
 guarded!(CircuitBreaker, "passage");
 
 impl CircuitBreaker {
     /// Begins a breaker. As it is it opens at half of at least 20 calls failing within 10 s.
     pub const fn builder() -> BreakerBuilder {
-        BreakerBuilder {
-            failure_rate: None,
-            over: Over::Time(DEFAULT_OVER),
-            min_calls: None,
-            slow: None,
-            consecutive: None,
-            probes: DEFAULT_PROBES,
-            probe_failure_rate: None,
-            open_for: DEFAULT_OPEN_FOR,
-            open_growth: DEFAULT_GROWTH,
-            max_open_for: DEFAULT_MAX_OPEN,
-            open_jitter: DEFAULT_JITTER,
-            half_open_for: DEFAULT_HALF_OPEN_FOR,
-            probe_lease: DEFAULT_LEASE,
-            abandoned_after: None,
-            observe_only: false,
-            listener: None,
-            seed: None,
-            name: Name::Static("breaker"),
-        }
+        BreakerBuilder::new()
     }
 
     /// What it is doing now. An open circuit becomes half open by the clock, without a call.

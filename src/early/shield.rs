@@ -37,7 +37,8 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
     /// At its first poll the whole call, with its steps and retries, moves into a task. The caller gets the answer, or
     /// leaves: by dropping the future, by its deadline or its cancellation, its own or those of its
     /// [context](crate::context). None of these reaches the operation, nor what it calls in turn; keys, cost and priority
-    /// do. The policy's own limits hold, and so does what the [policy is cancelled
+    /// do. So a caller who leaves is no [early end](crate::PolicyBuilder::on_early_end) of the call, which goes on. The
+    /// policy's own limits hold, and so does what the [policy is cancelled
     /// on](crate::PolicyBuilder::cancel_on). Passes stay held until the operation really ends.
     ///
     /// A panic in the operation goes on in the caller, if it is still there.

@@ -1,0 +1,216 @@
+//! The walk of a call in through the steps and of its outcome back out. What a lane holds, it gives back.
+//!
+//! 1. `frames[..depth]` belong to the steps that the call has passed: a timeout keeps the deadline from before, a retry
+//!    its count, a gate its pass. Nothing else is held, but for the ticket of a gate whose queue the call stands in,
+//!    which lies in `frames[depth]`.
+//! 2. `depth` goes down before a pass is handed back, so no pass is handed back twice, whatever panics. It may go down by
+//!    more than one where the steps between have nothing to do.
+//! 3. A clock reading belongs to one poll. It is forgotten when the next begins, and read when somebody asks.
+
+mod frames;
+mod way_in;
+mod way_out;
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use crate::call::Call;
+use crate::context;
+use crate::error::{Refusal, Stop};
+use crate::gate::{Needs, Pass};
+use crate::internal::time::{Moment, Timer};
+use crate::verdict::Verdict;
+use frames::Frames;
+
+/// What a step keeps while the call is further in.
+type Frame = [u64; 2];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not polled yet, and the caller has set nothing that could end it.
+    Bare,
+    /// The same, and polled: a context that it has not found at its first poll, it does not find later.
+    StillBare,
+    /// Not polled yet.
+    Start,
+    Done,
+    /// Walking in, at step `depth`.
+    Entering,
+    /// In the queue of the gate at step `depth`.
+    Queued,
+    /// Just out of that queue again, because the call ended.
+    Left,
+    /// Between two attempts, until `until`.
+    Backoff,
+    /// About to enter for another attempt.
+    Again,
+    /// All steps are passed.
+    Running,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    Judged(Verdict),
+    /// The deadline of a step passed, or of the caller (`None`).
+    TimedOut(Option<usize>),
+    /// The gate at this place said no.
+    Refused(usize, Refusal),
+    Cancelled,
+}
+
+impl End {
+    /// Whether a retry may have something to do about it.
+    #[inline]
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Judged(verdict) => !verdict.is_retryable(),
+            Self::TimedOut(None) | Self::Cancelled => true,
+            Self::TimedOut(Some(_)) | Self::Refused(..) => false,
+        }
+    }
+}
+
+/// Where the way out led.
+#[derive(Debug)]
+pub(crate) enum Out {
+    /// To a retry, which has scheduled another attempt.
+    Again,
+    /// To the caller.
+    Caller(Stop),
+}
+
+/// What a pause ended with.
+enum Woken {
+    Due,
+    Deadline,
+    Cancelled,
+}
+
+/// Everything about a call but the operation itself.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    call: Call,
+    frames: Frames,
+    /// The first poll; `NEVER` where no step reads the clock.
+    begun: Moment,
+    /// When the operation was made.
+    started: Moment,
+    /// When the attempt before was over.
+    ended: Moment,
+    /// The end of a backoff.
+    until: Moment,
+    /// How many times the operation was made.
+    made: u32,
+    depth: u32,
+    phase: Phase,
+    needs: Needs,
+    /// The operation can't be made again.
+    once: bool,
+    /// The operation of this attempt was made: passes come back with its times.
+    operating: bool,
+    /// User code is running; still set in `drop`, it means a panic.
+    in_user: bool,
+}
+
+impl Lane {
+    #[inline]
+    pub(crate) fn new(call: Call, once: bool) -> Self {
+        let phase = if call.is_bare() { Phase::Bare } else { Phase::Start };
+        Self {
+            call,
+            frames: Frames::none(),
+            begun: Moment::NEVER,
+            started: Moment::NEVER,
+            ended: Moment::NEVER,
+            until: Moment::NEVER,
+            made: 0,
+            depth: 0,
+            phase,
+            needs: Needs::Nothing,
+            once,
+            operating: false,
+            in_user: false,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn call(&self) -> &Call {
+        &self.call
+    }
+
+    pub(crate) fn call_mut(&mut self) -> &mut Call {
+        self.phase = Phase::Start;
+        &mut self.call
+    }
+
+    pub(crate) fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// How long the call has lasted, if anything of it was measured.
+    pub(crate) fn elapsed(&self) -> Option<Duration> {
+        (self.begun != Moment::NEVER).then(|| self.call.now().since(self.begun))
+    }
+
+    /// Runs user code; a panic in it leaves the mark by which [`Lane::give_back`] knows.
+    #[inline]
+    pub(crate) fn user<R>(&mut self, code: impl FnOnce() -> R) -> R {
+        self.in_user = true;
+        let result = code();
+        self.in_user = false;
+        result
+    }
+
+    /// A call that nothing but its operation can end, if its policy has no steps. It stays as it is until it is over:
+    /// there is nothing to give back.
+    #[inline]
+    pub(crate) fn is_bare(&self) -> bool {
+        (self.phase == Phase::Bare && !context::is_present()) || self.phase == Phase::StillBare
+    }
+
+    #[inline]
+    pub(crate) fn stay_bare(&mut self) {
+        self.phase = Phase::StillBare;
+    }
+
+    #[inline]
+    pub(crate) fn end_bare(&mut self) {
+        self.phase = Phase::Done;
+    }
+
+    /// The operation was made.
+    #[inline]
+    pub(crate) fn count(&mut self) {
+        self.made += 1;
+    }
+
+    fn frame(&mut self, place: usize) -> &mut Frame {
+        &mut self.frames.get()[place]
+    }
+
+    /// Waits until a moment, the deadline or the caller's cancellation, by the one timer.
+    #[inline]
+    fn poll_pause(&mut self, timer: Pin<&mut Timer>, until: Moment, cx: &mut Context<'_>) -> Poll<Woken> {
+        if self.call.poll_cancelled(cx) {
+            return Poll::Ready(Woken::Cancelled);
+        }
+        let deadline = self.call.ends();
+        let at = until.min(deadline);
+        // What is due by this poll's reading needs no timer: tokio's would make it a millisecond.
+        if self.call.read().is_none_or(|now| now < at) {
+            ready!(timer.poll_until(at, cx));
+            self.call.read_clock();
+        }
+        Poll::Ready(if deadline <= until { Woken::Deadline } else { Woken::Due })
+    }
+
+    /// Hands the pass of the only step to a guard, which gives it back instead.
+    pub(crate) fn take_pass(&mut self) -> Pass {
+        self.depth = 0;
+        self.phase = Phase::Done;
+        let [a, b] = *self.frame(0);
+        Pass::new(a, b)
+    }
+}
