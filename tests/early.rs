@@ -433,3 +433,55 @@ async fn a_panic_in_a_backoff_or_a_gate_is_told_as_one() {
     }
     assert_eq!(*ends.lock().unwrap(), [(Why::Panicked, 0), (Why::Panicked, 0), (Why::Panicked, 1)]);
 }
+
+/// An operation that is ready at its fourth poll.
+async fn in_four_polls() -> Result<(), &'static str> {
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_after_any_poll_a_call_with_a_cleanup_cleans_up_once_or_was_over() {
+    for polls in 0..=4 {
+        let log = Log::default();
+        let semaphore = Semaphore::permits(1).build().unwrap();
+        let policy = Policy::named("db").gate(semaphore.clone()).build().unwrap();
+        let mut call = Box::pin(policy.call().cleanup(noting(&log)).run(|| ("query", in_four_polls())));
+        let over = (0..polls).any(|_| call.as_mut().now_or_never().is_some());
+        drop(call);
+        assert_eq!((over, semaphore.available()), (polls == 4, 1), "after {polls} polls");
+        policy.tasks().idle().await;
+        assert_eq!(lines(&log).len(), usize::from((1..4).contains(&polls)), "after {polls} polls");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_after_any_poll_a_shielded_call_runs_to_its_end_or_never_began() {
+    for polls in 0..=3 {
+        let ended = Arc::new(AtomicU32::new(0));
+        let semaphore = Semaphore::permits(1).build().unwrap();
+        let policy = Policy::named("payments").gate(semaphore.clone()).build().unwrap();
+        let count = ended.clone();
+        let mut call = Box::pin(policy.call().shield().run(move || {
+            let count = count.clone();
+            async move {
+                in_four_polls().await?;
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, &str>(())
+            }
+        }));
+        for _ in 0..polls {
+            assert!(call.as_mut().now_or_never().is_none());
+            tokio::task::yield_now().await;
+        }
+        drop(call);
+        policy.tasks().idle().await;
+        assert_eq!(
+            (ended.load(Ordering::Relaxed), semaphore.available()),
+            (u32::from(polls > 0), 1),
+            "after {polls} polls"
+        );
+    }
+}
