@@ -69,7 +69,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
-    /// When the call must be over, whatever the policy allows. A [`Duration`] counts from the first poll.
+    /// When the call must be over, whatever the policy allows. A [`Duration`](std::time::Duration) counts from the first poll.
     ///
     /// Of a deadline and a policy's timeout the earlier one wins. When it is the caller's that passes, gates hear that
     /// the call was abandoned, which is no failure of the peer.
