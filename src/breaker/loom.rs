@@ -6,6 +6,7 @@ use ::loom::thread;
 
 use super::*;
 use crate::error::Reason;
+use crate::internal::time::nanos;
 use crate::loom::{block_on, explore};
 use crate::verdict::Verdict;
 
