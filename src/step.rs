@@ -10,7 +10,7 @@ use crate::call::Call;
 use crate::drain::{Drain, DrainPart};
 use crate::early::Listeners;
 use crate::error::{Reason, Refusal};
-use crate::gate::{Entry, Gate, Needs};
+use crate::gate::{Entry, Gate, Needs, Outcome, Pass};
 use crate::internal::time::nanos;
 use crate::rate::TokenBucket;
 use crate::retry::Plan;
@@ -106,6 +106,24 @@ impl Step {
             Kind::Drain(gate) => Some(gate),
             Kind::Part(gate) => Some(gate),
             Kind::Gate(gate) => Some(&***gate),
+        }
+    }
+
+    /// Enters it as a gate.
+    #[inline]
+    pub(crate) fn enter(&self, call: &Call) -> Entry {
+        match &self.0 {
+            Kind::Bucket(gate) => gate.enter(call),
+            _ => self.as_gate().expect("a gate is entered").enter(call),
+        }
+    }
+
+    /// Leaves it as a gate.
+    #[inline]
+    pub(crate) fn leave(&self, pass: Pass, outcome: &Outcome) {
+        match &self.0 {
+            Kind::Bucket(gate) => gate.hear(&pass, outcome),
+            _ => self.as_gate().expect("a gate is left").leave(pass, *outcome),
         }
     }
 

@@ -50,22 +50,26 @@
 //!
 //! # Cost
 //!
-//! An entering of each layer and, when calls are being refused, a look at each but the first; a lock that few threads
-//! share, to keep the passes. No allocation with up to four layers.
+//! An entering of each layer and, when calls are being refused, a look at each but the first. The passes are kept in
+//! memory that grows with the calls that are in at the same time, to a few times what they need, and is used again: a
+//! thread finds a place in there without a lock, if there are no more of them than cores. Past 2^28 calls at a time, for
+//! one core, calls are refused as [`Busy`](Reason::Busy).
+
+mod stays;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
+use self::stays::{Place, Stays};
 use crate::call::Call;
-use crate::error::{ConfigError, Faults, Name, Refusal};
+use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
 use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
 use crate::guard::guarded;
 use crate::internal::stripe;
-use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
-use crate::step;
+use crate::internal::sync::{AtomicU64, Relaxed};
+use crate::step::{self, Step};
 
 /// More limits than this on one call nobody can follow.
 const MOST_LAYERS: usize = 16;
@@ -82,62 +86,20 @@ struct Shared {
     layers: Box<[Layer]>,
     /// How many calls have to be let in until it is calm. A hint: it may miss some.
     wary: AtomicU64,
-    /// The passes of the layers, while a call is in. Threads keep to a stripe each.
-    stays: Box<[Mutex<Stays>]>,
+    stays: Stays,
     needs: Needs,
     name: Name,
 }
 
 struct Layer {
     name: Name,
-    gate: Box<dyn Gate>,
+    step: Step,
     refused: AtomicU64,
 }
 
-type Passes = SmallVec<[[u64; 2]; 4]>;
-
-/// The passes of the calls that are in: as many words to each as there are layers. A place that is used again has
-/// another turn, so that an old number is not taken for a new one.
-#[derive(Default)]
-struct Stays {
-    words: Vec<[u64; 2]>,
-    turns: Vec<u32>,
-    free: Vec<u32>,
-}
-
-impl Stays {
-    fn insert(&mut self, passes: &[[u64; 2]]) -> (u32, u32) {
-        if let Some(place) = self.free.pop() {
-            let from = place as usize * passes.len();
-            self.words[from..from + passes.len()].copy_from_slice(passes);
-            return (place, self.turns[place as usize]);
-        }
-        self.words.extend_from_slice(passes);
-        self.turns.push(0);
-        (self.turns.len() as u32 - 1, 0)
-    }
-
-    /// The passes of a call, each of so many layers.
-    fn at(&self, [place, turn]: [u32; 2], layers: usize) -> Option<&[[u64; 2]]> {
-        let from = place as usize * layers;
-        self.words.get(from..from + layers).filter(|_| self.turns[place as usize] == turn)
-    }
-
-    /// Puts others in their place.
-    fn set(&mut self, [place, turn]: [u32; 2], passes: &[[u64; 2]]) {
-        if self.at([place, turn], passes.len()).is_some() {
-            let from = place as usize * passes.len();
-            self.words[from..from + passes.len()].copy_from_slice(passes);
-        }
-    }
-
-    /// Takes them out, into what is empty so far.
-    fn remove(&mut self, [place, turn]: [u32; 2], layers: usize, passes: &mut Passes) {
-        if let Some(found) = self.at([place, turn], layers) {
-            passes.extend_from_slice(found);
-            self.turns[place as usize] = turn.wrapping_add(1);
-            self.free.push(place);
-        }
+impl Layer {
+    fn gate(&self) -> &dyn Gate {
+        self.step.as_gate().expect("a layer is a gate")
     }
 }
 
@@ -154,7 +116,7 @@ impl LayersBuilder {
     pub fn layer(mut self, name: impl Into<Cow<'static, str>>, gate: impl IntoGate) -> Self {
         let name = Name::from(name.into());
         match gate.into_gate() {
-            Ok(gate) => self.layers.push(Layer { name, gate: Box::new(gate), refused: AtomicU64::new(0) }),
+            Ok(gate) => self.layers.push(Layer { name, step: Step::gate(gate), refused: AtomicU64::new(0) }),
             Err(wrong) => self.faults.absorb(&format!("layer {}", name.as_str()), wrong),
         }
         self
@@ -179,10 +141,10 @@ impl LayersBuilder {
         }
         self.faults.into_result()?;
         Ok(Layers(Arc::new(Shared {
-            needs: self.layers.iter().map(|layer| layer.gate.needs()).max().unwrap_or(Needs::Nothing),
+            needs: self.layers.iter().map(|layer| layer.gate().needs()).max().unwrap_or(Needs::Nothing),
             layers: self.layers.into(),
             wary: AtomicU64::new(0),
-            stays: (0..stripe::count()).map(|_| Mutex::new(Stays::default())).collect(),
+            stays: Stays::new(count, stripe::count(), stays::CHUNKS),
             name: self.name,
         })))
     }
@@ -227,7 +189,7 @@ impl Layers {
         let layers = self.0.layers.iter().enumerate();
         // Those between the first and this one have said yes, the first perhaps not yet.
         for (place, layer) in layers.filter(|(place, _)| *place == 0 || *place > at) {
-            if let Err(other) = layer.gate.look(call) {
+            if let Err(other) = layer.gate().look(call) {
                 latest = latest.zip(other.retry_after()).map(|(a, b)| a.max(b));
                 if place < first.0 {
                     first = (place, other);
@@ -239,71 +201,69 @@ impl Layers {
     }
 
     /// Enters the layers in order. What has been entered is left again if one says no or panics.
-    fn enter_all(&self, call: &Call) -> Result<Pass, (usize, Refusal)> {
-        let mut entered = Entered { layers: &self.0.layers, passes: Passes::new(), outcome: Outcome::NotStarted };
-        for (place, layer) in self.0.layers.iter().enumerate() {
-            match layer.gate.enter(call) {
-                Entry::Pass(pass) => entered.passes.push(pass.words()),
-                entry => return Err((place, step::refuse(&*layer.gate, call, entry))),
+    #[inline]
+    fn enter_all(&self, place: Place<'_>, call: &Call) -> Result<Pass, (usize, Refusal)> {
+        let mut entered = Entered { layers: &self.0.layers, count: 0, place, outcome: &Outcome::NotStarted };
+        for layer in &self.0.layers {
+            match layer.step.enter(call) {
+                Entry::Pass(pass) => entered.place.set(entered.count, &pass),
+                entry => {
+                    let place = entered.count;
+                    let refusal = step::refuse(layer.gate(), call, entry);
+                    entered.leave();
+                    return Err((place, refusal));
+                }
             }
+            entered.count += 1;
         }
-        let stripe = stripe::own();
-        let (place, turn) = self.0.stays[stripe].lock().insert(&entered.passes);
-        entered.passes.clear();
-        Ok(Pass::new((stripe as u64) << 32 | u64::from(place), turn.into()))
-    }
-
-    /// Where a pass leads.
-    fn stay(&self, pass: &Pass) -> Option<(&Mutex<Stays>, [u32; 2])> {
-        let [place, turn] = pass.words();
-        self.0.stays.get((place >> 32) as usize).map(|stays| (stays, [place as u32, turn as u32]))
+        mem::forget(entered);
+        Ok(place.pass())
     }
 }
 
-/// The layers that were entered, from the first on: left from the last back, each, even if another panics.
+/// The layers that were entered, from the first on. Their place is given up when they have been left.
 struct Entered<'a> {
     layers: &'a [Layer],
-    passes: Passes,
-    outcome: Outcome,
+    count: usize,
+    place: Place<'a>,
+    outcome: &'a Outcome,
 }
 
 impl Entered<'_> {
+    /// Leaves them from the last back. If one panics, the drop goes on with those further out.
+    #[inline]
     fn leave(&mut self) {
-        while let Some([a, b]) = self.passes.pop() {
-            self.layers[self.passes.len()].gate.leave(Pass::new(a, b), self.outcome);
+        while let Some(last) = self.count.checked_sub(1) {
+            self.count = last;
+            self.layers[last].step.leave(self.place.get(last), self.outcome);
         }
     }
 }
 
 impl Drop for Entered<'_> {
+    #[inline]
     fn drop(&mut self) {
-        /// Goes on with the layers further out if one of them panics.
-        struct Rest<'a, 'b>(&'a mut Entered<'b>);
-
-        impl Drop for Rest<'_, '_> {
-            fn drop(&mut self) {
-                self.0.leave();
-            }
-        }
-
-        if !self.passes.is_empty() {
-            Rest(self).0.leave();
-        }
+        self.leave();
+        self.place.give_up();
     }
 }
 
 impl Gate for Layers {
+    #[inline]
     fn enter(&self, call: &Call) -> Entry {
         let wary = self.0.wary.load(Relaxed);
         if wary > 0 {
             // The first one is entered before the others are, so that it need not look before.
             for (place, layer) in self.0.layers.iter().enumerate().skip(1) {
-                if let Err(refusal) = layer.gate.look(call) {
+                if let Err(refusal) = layer.gate().look(call) {
                     return self.refuse_and_ask(place, refusal, call);
                 }
             }
         }
-        match self.enter_all(call) {
+        let Some(place) = self.0.stays.claim(stripe::own()) else {
+            return Entry::Refused(Refusal::by(self.0.name.clone(), Reason::Busy));
+        };
+        match self.enter_all(place, call) {
             Ok(pass) => {
                 if wary > 0 {
                     self.0.wary.store(wary - 1, Relaxed);
@@ -315,32 +275,27 @@ impl Gate for Layers {
         }
     }
 
+    #[inline]
     fn leave(&self, pass: Pass, outcome: Outcome) {
-        if let Some((stays, place)) = self.stay(&pass) {
-            let layers = &*self.0.layers;
-            let mut entered = Entered { layers, passes: Passes::new(), outcome };
-            stays.lock().remove(place, layers.len(), &mut entered.passes);
+        let layers = &*self.0.layers;
+        if let Some(place) = self.0.stays.find(&pass) {
+            Entered { layers, count: layers.len(), place, outcome: &outcome }.leave();
         }
     }
 
     fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
-        let Some((stays, place)) = self.stay(pass) else { return };
-        let layers = &*self.0.layers;
-        let mut passes = stays.lock().at(place, layers.len()).map(Passes::from_slice).unwrap_or_default();
-        for (layer, words) in layers.iter().zip(&mut passes) {
-            let mut pass = Pass::new(words[0], words[1]);
-            layer.gate.settle(&mut pass, call, actual);
-            *words = pass.words();
+        let Some(place) = self.0.stays.find(pass) else { return };
+        for (number, layer) in self.0.layers.iter().enumerate() {
+            let mut pass = place.get(number);
+            layer.gate().settle(&mut pass, call, actual);
+            place.set(number, &pass);
         }
-        stays.lock().set(place, &passes);
     }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
-        let Some((stays, place)) = self.stay(pass) else { return Ok(()) };
-        let layers = &*self.0.layers;
-        let passes = stays.lock().at(place, layers.len()).map(Passes::from_slice).unwrap_or_default();
-        for (layer, [a, b]) in layers.iter().zip(passes) {
-            let still = layer.gate.still(&Pass::new(a, b), call);
+        let Some(place) = self.0.stays.find(pass) else { return Ok(()) };
+        for (number, layer) in self.0.layers.iter().enumerate() {
+            let still = layer.gate().still(&place.get(number), call);
             still.map_err(|refusal| refusal.in_name_of(&layer.name))?;
         }
         Ok(())
@@ -348,7 +303,7 @@ impl Gate for Layers {
 
     fn look(&self, call: &Call) -> Result<(), Refusal> {
         for layer in &self.0.layers {
-            layer.gate.look(call).map_err(|refusal| refusal.in_name_of(&layer.name))?;
+            layer.gate().look(call).map_err(|refusal| refusal.in_name_of(&layer.name))?;
         }
         Ok(())
     }
@@ -376,7 +331,7 @@ impl fmt::Debug for LayersBuilder {
 
 impl fmt::Debug for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name.as_str(), self.gate.name())
+        write!(f, "{}: {}", self.name.as_str(), self.gate().name())
     }
 }
 
@@ -384,9 +339,12 @@ impl fmt::Debug for Layer {
 mod loom {
     use loom::thread;
 
+    use std::sync::Arc;
+
     use super::Layers;
+    use super::stays::Stays;
     use crate::call::Call;
-    use crate::gate::{Entry, Gate, Outcome};
+    use crate::gate::{Entry, Gate, Outcome, Pass};
     use crate::loom::explore;
     use crate::rate::TokenBucket;
     use crate::semaphore::Semaphore;
@@ -428,5 +386,32 @@ mod loom {
                 assert!((2..=4).contains(&outer.peek()), "{}", outer.peek());
             });
         }
+    }
+
+    /// The owner of a stripe claims a place that another thread gives up: neither sees what the other keeps there.
+    #[test]
+    fn a_place_that_is_given_up_on_one_thread_is_claimed_on_another() {
+        explore(|| {
+            let stays = Arc::new(Stays::new(1, 2, 1));
+            let keep = |stays: &Stays, word| {
+                let place = stays.claim(1).unwrap();
+                place.set(0, &Pass::new(word, word));
+                place.pass()
+            };
+            let leave = |stays: &Stays, pass: &Pass, word| {
+                let place = stays.find(pass).unwrap();
+                assert_eq!(place.get(0), Pass::new(word, word));
+                place.give_up();
+                assert!(stays.find(pass).is_none());
+            };
+            let first = keep(&stays, 1);
+            let other = thread::spawn({
+                let stays = stays.clone();
+                move || leave(&stays, &first, 1)
+            });
+            let second = keep(&stays, 2);
+            leave(&stays, &second, 2);
+            other.join().unwrap();
+        });
     }
 }
