@@ -26,7 +26,9 @@ const ROWS: &[Row] = &[
     ("gate/token bucket", || laps::gate(support::bucket())),
     ("gate/sliding window, counters", || laps::gate(counters())),
     ("gate/quota per second", || laps::gate(quota())),
-    ("given/token bucket", given),
+    ("given/token bucket", || given(support::bucket())),
+    ("given/token bucket, batched", || given(batched())),
+    ("take/token bucket, batched", || take(batched(), TokenBucket::try_take)),
     ("take/token bucket", || take(support::bucket(), TokenBucket::try_take)),
     ("take/token bucket, refused", || take(empty(), TokenBucket::try_take)),
     ("take/leaky bucket", || take(leaky(), LeakyBucket::try_take)),
@@ -70,26 +72,32 @@ fn ratios(effort: Effort) {
         let seen = black_box(&word).load(Ordering::Acquire);
         _ = black_box(word.compare_exchange_weak(seen, seen + 1, Ordering::AcqRel, Ordering::Acquire));
     });
-    let [clock, swap, given, taken, refused] = effort.medians([
+    let [clock, swap, given, given_batched, taken, taken_batched, refused] = effort.medians([
         clock,
         swap,
         start("given/token bucket"),
+        start("given/token bucket, batched"),
         start("take/token bucket"),
+        start("take/token bucket, batched"),
         start("take/token bucket, refused"),
     ]);
     Line::new("one reading of the clock", clock, "ns").print();
     Line::new("one compare-and-swap", swap, "ns").print();
     Line::new("token bucket, clock given", given, "ns").must(6.0, 3.0).print();
     Line::new("token bucket, clock given / one swap", given / swap, "×").print();
+    Line::new("token bucket, batched, clock given", given_batched, "ns").must(6.0, 3.0).print();
     Line::new("token bucket", taken, "ns").print();
+    Line::new("token bucket, batched", taken_batched, "ns").print();
     Line::new("token bucket, over the clock", taken - clock, "ns").print();
     Line::new("token bucket, refused", refused, "ns").print();
 
-    let bucket = support::bucket();
-    let share = || take(bucket.clone(), TokenBucket::try_take);
-    if let Some([alone, shared]) = together::medians(effort, [(1, &share), (2, &share)]) {
+    let (bucket, loose) = (support::bucket(), batched());
+    let exact = || take(bucket.clone(), TokenBucket::try_take);
+    let loose = || take(loose.clone(), TokenBucket::try_take);
+    if let Some([alone, shared, batched]) = together::medians(effort, [(1, &exact), (2, &exact), (2, &loose)]) {
         Line::new("token bucket, one thread", alone, "ns").print();
         Line::new("token bucket, two threads", shared, "ns").print();
+        Line::new("token bucket, batched, two threads", batched, "ns").must(6.0, 6.0).print();
     } else {
         println!("  the machine is too busy to run two threads side by side");
     }
@@ -124,9 +132,14 @@ fn take<L: 'static>(limiter: L, take: fn(&L, u32) -> Result<(), Refusal>) -> Lap
 }
 
 /// The same by a clock that stands still.
-fn given() -> Lap {
-    let (bucket, now) = (support::bucket(), Moment::now());
+fn given(bucket: TokenBucket) -> Lap {
+    let now = Moment::now();
     laps::repeat(move || _ = black_box(black_box(&bucket).try_take_at(1, black_box(now))))
+}
+
+/// As [`support::bucket`], but with tokens taken ahead.
+fn batched() -> TokenBucket {
+    TokenBucket::per_second(1_000_000_000).burst(1_000_000_000).batch(1024).build().expect("a valid bucket")
 }
 
 fn empty() -> TokenBucket {

@@ -965,3 +965,43 @@ proptest! {
         })?;
     }
 }
+
+fn batched() -> TokenBucket {
+    TokenBucket::per_second(1).burst(100).batch(20).build().unwrap()
+}
+
+/// Whether or not the thread has a purse, what it takes ahead comes to it.
+#[tokio::test(start_paused = true)]
+async fn a_thread_alone_at_a_batched_bucket_gets_the_burst_and_then_the_rate() {
+    let bucket = batched();
+    assert_eq!(takes(&bucket), 100);
+    assert_eq!(told(&bucket, 1), secs(1));
+    let start = Instant::now();
+    for waited in 1..=3 {
+        let _token = bucket.acquire().await.unwrap();
+        assert_eq!(start.elapsed(), secs(waited));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_out_of_a_batch_that_was_not_used_goes_back() {
+    let (bucket, closed) = (batched(), Semaphore::permits(1).build().unwrap());
+    closed.close();
+    let policy = Policy::named("both").gate(bucket.clone()).gate(closed).build().unwrap();
+    for _ in 0..10 {
+        policy.run(|| ready(Ok::<_, Infallible>(()))).await.unwrap_err();
+    }
+    assert_eq!(takes(&bucket), 100);
+}
+
+/// However many there are, and wherever their tokens lie.
+#[test]
+fn threads_at_a_batched_bucket_get_no_more_than_the_burst_and_leave_no_more_than_their_batches() {
+    let bucket = TokenBucket::at(Rate::per_hour(2)).burst(10_000).batch(100).build().unwrap();
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(16) as u32 + 2;
+    let taken: u32 = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(|| takes(&bucket))).collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).sum()
+    });
+    assert!(taken <= 10_000 && taken + (threads - 2) * 100 >= 10_000, "{taken}");
+}

@@ -72,6 +72,10 @@ fn a_bucket_says_what_is_wrong() {
         assert_fault(bucket.set_rate(Rate::new(count, period)), "bucket", "rate", value);
     }
     assert_fault(TokenBucket::per_second(1).burst(0).build(), "bucket", "burst", "0");
+    for batch in [0, 4] {
+        let bucket = TokenBucket::per_second(1).burst(3).batch(batch);
+        assert_fault(bucket.build(), "bucket", "batch", &batch.to_string());
+    }
     let yearly = TokenBucket::at(Rate::new(1, DAY * 365));
     assert_fault(yearly.burst(u32::MAX).build(), "bucket", "burst", &u32::MAX.to_string());
     let queue = (1 << 24) + 1;

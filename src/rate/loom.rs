@@ -9,10 +9,15 @@ use std::time::Duration;
 
 use loom::thread::{self, JoinHandle};
 
+use super::pace::Pace;
+use super::purse::Purses;
+use super::shell::Meter;
+use super::word::Word;
 use super::{LeakyBucket, Rate, SlidingWindow, TokenBucket};
 use crate::call::Call;
 use crate::error::Reason;
 use crate::gate::{Entry, Gate, Outcome, Pass, Ticket};
+use crate::internal::time::Moment;
 use crate::loom::{advance, block_on, enter, explore, wait};
 
 /// A token a second, all of the burst spent but so many.
@@ -305,4 +310,27 @@ fn a_window_that_is_refunded_serves_both_who_wait() {
             assert_eq!((window.queued(), window.peek()), (0, 0));
         });
     }
+}
+
+/// A thread keeps what it takes ahead; both together take what there is.
+#[test]
+fn what_two_threads_take_ahead_is_taken_from_the_bucket() {
+    explore(|| {
+        let pace = Pace::new(Rate::per_second(1), 9, false).unwrap();
+        let word = Arc::new(Word::<false>::batched(pace, Purses::new(2, 3)));
+        let take = |word: &Word<false>, stripe| {
+            (0..2).filter(|_| word.take_batched(stripe, Moment::now(), 1).is_some()).count() as u64
+        };
+        let other = thread::spawn({
+            let word = word.clone();
+            move || take(&word, 1)
+        });
+        let waits = thread::spawn({
+            let word = word.clone();
+            move || [true, false].map(|waiting| word.set_waiting(waiting))
+        });
+        let both = take(&word, 2) + other.join().unwrap();
+        waits.join().unwrap();
+        assert_eq!(both + u64::from(word.ahead()) + word.facts(&mut (), Moment::now()).remaining, 9);
+    });
 }

@@ -25,6 +25,7 @@ mod leaky;
 mod ledger;
 mod pace;
 mod periods;
+mod purse;
 mod quota;
 mod shell;
 mod sliding;

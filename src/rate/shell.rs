@@ -30,6 +30,13 @@ pub(super) trait Meter: Send + Sync + 'static {
         None
     }
 
+    /// Takes what this thread has taken ahead, for which no clock is needed.
+    #[inline]
+    fn take_ahead(&self, cost: u32) -> bool {
+        let _ = cost;
+        false
+    }
+
     /// Whether it would take without the lock. Changes nothing.
     fn fits_at_once(&self, now: Moment, cost: u32) -> bool {
         let _ = (now, cost);
@@ -163,11 +170,16 @@ impl<M: Meter> Shell<M> {
     }
 
     #[inline]
+    pub(super) fn try_take_now(&self, cost: u32) -> Result<(), Refusal> {
+        if self.meter.take_ahead(cost) { Ok(()) } else { self.try_take(cost, Moment::now()) }
+    }
+
+    #[inline]
     pub(super) fn try_take(&self, cost: u32, now: Moment) -> Result<(), Refusal> {
-        match self.meter.take_at_once(now, cost) {
-            Some(_) => Ok(()),
-            None => self.try_take_locked(now, cost),
+        if self.meter.take_ahead(cost) || self.meter.take_at_once(now, cost).is_some() {
+            return Ok(());
         }
+        self.try_take_locked(now, cost)
     }
 
     #[cold]
@@ -427,7 +439,7 @@ macro_rules! limiter {
             /// refusal says so.
             #[inline]
             pub fn try_take(&self, tokens: u32) -> Result<(), crate::error::Refusal> {
-                self.0.try_take(tokens, crate::internal::time::Moment::now())
+                self.0.try_take_now(tokens)
             }
 
             /// The same by a reading of the clock that the caller already has: a decision then costs little more than

@@ -3,16 +3,21 @@
 //! 1. With a flag set the word is above every state, and callers go to the queue's lock.
 //! 2. `WAITERS` is set while somebody waits, `BUSY` while the pace is being changed; both are set and cleared under the
 //!    lock.
-//! 3. The pace lies in two words that change only while `BUSY` is set: who reads them between reading the word and
+//! 3. A word whose tokens are taken in batches has `BATCHED` set as long as it lives, in the place of `WAITERS`, so that
+//!    no other word pays for it; then `BUSY` stands for both.
+//! 4. The pace lies in two words that change only while `BUSY` is set: who reads them between reading the word and
 //!    swapping it has read them whole, or fails to swap.
 
 use super::pace::{Pace, Take};
+use super::purse::Purses;
 use super::shell::{Facts, Meter};
 use crate::internal::queue::Queue;
+use crate::internal::stripe;
 use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Relaxed, Release};
 use crate::internal::time::Moment;
 
 const WAITERS: u64 = 1 << 62;
+const BATCHED: u64 = WAITERS;
 const BUSY: u64 = 1 << 63;
 const STATE: u64 = WAITERS - 1;
 
@@ -22,7 +27,14 @@ pub(super) struct Word<const PACED: bool> {
     cell: AtomicU64,
     multiplier: AtomicU64,
     shape: AtomicU64,
+    /// If threads take tokens ahead.
+    purses: Option<Box<Purses>>,
 }
+
+/// What a pass notes whose tokens came out of a purse: no state.
+const FROM_PURSE: u64 = u64::MAX;
+/// A thread takes no more ahead than this part of what is there, so that nobody does where tokens are scarce.
+const AHEAD: u32 = 4;
 
 fn shape(pace: Pace) -> u64 {
     u64::from(pace.bits) << 32 | u64::from(pace.burst)
@@ -39,7 +51,56 @@ impl<const PACED: bool> Word<PACED> {
             cell: AtomicU64::new(state),
             multiplier: AtomicU64::new(pace.multiplier),
             shape: AtomicU64::new(shape(pace)),
+            purses: None,
         }
+    }
+
+    /// A full bucket whose tokens threads take ahead.
+    pub(super) fn batched(pace: Pace, purses: Purses) -> Self {
+        Self { purses: Some(Box::new(purses)), ..Self::in_state(pace, BATCHED) }
+    }
+
+    /// The most that a thread takes ahead.
+    pub(super) fn batch(&self) -> u32 {
+        self.purses.as_ref().map_or(0, |purses| purses.batch())
+    }
+
+    /// How many tokens threads hold ahead.
+    #[cfg(test)]
+    pub(super) fn ahead(&self) -> u32 {
+        self.purses.as_ref().map_or(0, |purses| purses.all())
+    }
+
+    /// The flag that is set while somebody waits.
+    const fn waits(&self) -> u64 {
+        if self.purses.is_some() { BUSY } else { WAITERS }
+    }
+
+    /// Takes out of the thread's purse, or fills that and takes along the way, if nobody waits.
+    #[inline(never)]
+    pub(super) fn take_batched(&self, stripe: usize, now: Moment, cost: u32) -> Option<u64> {
+        let purses = self.purses.as_ref()?;
+        let mut seen = self.cell.load(Acquire);
+        while seen & BUSY == 0 {
+            if purses.spend(stripe, cost) {
+                return Some(FROM_PURSE);
+            }
+            let pace = self.pace();
+            if cost.wrapping_sub(1) >= pace.burst {
+                break;
+            }
+            let taken = pace.take_now(seen & STATE, now, cost)?;
+            let ahead = purses.room(stripe).min(pace.available(taken, now) / AHEAD);
+            let next = pace.charge(taken, now, ahead);
+            match self.cell.compare_exchange_weak(seen, BATCHED | next, AcqRel, Acquire) {
+                Ok(_) => {
+                    purses.fill(stripe, ahead);
+                    return Some(next);
+                }
+                Err(actual) => seen = actual,
+            }
+        }
+        None
     }
 
     #[inline]
@@ -72,7 +133,7 @@ impl<const PACED: bool> Word<PACED> {
         // below the word from before, by which somebody might swap in a state of the other pace.
         let state = old.convert(before & STATE, now, new).saturating_sub(1);
         let state = if state == before & STATE { state.saturating_sub(1) } else { state };
-        self.cell.store(before & WAITERS | state, Release);
+        self.cell.store(before & !STATE | state, Release);
     }
 
     /// Changes the state, with the lock held: the flags stay as they are.
@@ -109,7 +170,13 @@ impl<const PACED: bool> Meter for Word<PACED> {
                 Err(actual) => seen = actual,
             }
         }
-        None
+        self.take_batched(stripe::own(), now, cost)
+    }
+
+    #[inline]
+    fn take_ahead(&self, cost: u32) -> bool {
+        let Some(purses) = &self.purses else { return false };
+        self.cell.load(Acquire) & BUSY == 0 && purses.spend(stripe::own(), cost)
     }
 
     fn fits_at_once(&self, now: Moment, cost: u32) -> bool {
@@ -124,9 +191,9 @@ impl<const PACED: bool> Meter for Word<PACED> {
 
     fn set_waiting(&self, waiting: bool) {
         if waiting {
-            self.cell.fetch_or(WAITERS, AcqRel);
+            self.cell.fetch_or(self.waits(), AcqRel);
         } else {
-            self.cell.fetch_and(!WAITERS, Release);
+            self.cell.fetch_and(!self.waits(), Release);
         }
     }
 
@@ -152,7 +219,13 @@ impl<const PACED: bool> Meter for Word<PACED> {
     }
 
     /// Only if nobody has taken since: tokens that came in between may have been for the place of these.
+    ///
+    /// What came out of a purse goes into one, if there is room.
     fn undo(&self, (): &mut (), taken: u64, cost: u32) {
+        if let (FROM_PURSE, Some(purses)) = (taken, &self.purses) {
+            let stripe = stripe::own();
+            return purses.fill(stripe, cost.min(purses.room(stripe)));
+        }
         let back = self.pace().put_back(taken, cost);
         let _always = self.update(|state| Take::Now(if state == taken { back } else { state }));
     }
@@ -175,5 +248,89 @@ impl<const PACED: bool> Meter for Word<PACED> {
             window: pace.fill_time(),
             reset: pace.reset(state, now),
         }
+    }
+}
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rate::units::Rate;
+
+    fn batched(rate: Rate, burst: u32, batch: u32) -> Word<false> {
+        Word::batched(Pace::new(rate, burst, false).unwrap(), Purses::new(batch, 3))
+    }
+
+    proptest! {
+        /// L1, loosened by what lies ahead. In no interval do more go out, and what does not go out is there.
+        #[test]
+        fn threads_that_take_ahead_never_let_more_through_than_the_limit_and_what_lies_ahead(
+            rate in prop_oneof![
+                Just(Rate::per_second(1)),
+                Just(Rate::per_second(999_983)),
+                Just(Rate::new(3, Duration::from_secs(7))),
+            ],
+            burst in 1_u32..60,
+            part in 1_u32..=4,
+            steps in prop::collection::vec((0_usize..3, 0_u64..12, 0_u64..4, 1_u32..4, any::<bool>()), 1..120),
+        ) {
+            let batch = burst.div_ceil(part);
+            let word = batched(rate, burst, batch);
+            let mut now = Moment::at(0);
+            let mut times = Vec::new();
+            for (stripe, pause, unit, cost, goes_back) in steps {
+                now = now.plus_nanos(pause * 300_u64.pow(unit as u32));
+                if goes_back {
+                    now = Moment::from_nanos(now.nanos() - 1);
+                }
+                let there = word.facts(&mut (), now).remaining as u32;
+                let before = there + word.ahead();
+                let taken = word.take_batched(stripe, now, cost);
+                let after = word.facts(&mut (), now).remaining as u32 + word.ahead();
+                prop_assert_eq!(after, before - taken.map_or(0, |_| cost));
+                if taken.is_some() {
+                    times.extend((0..cost).map(|_| now));
+                } else {
+                    prop_assert!(there < cost);
+                }
+                prop_assert!(word.ahead() <= 2 * batch, "the stripe of all has no purse");
+            }
+            for (first, from) in times.iter().enumerate() {
+                for (last, to) in times.iter().enumerate().skip(first) {
+                    let span = u128::from(to.nanos_since(*from)) + 1;
+                    let most = (span * u128::from(rate.count)).div_ceil(u128::from(rate.period));
+                    prop_assert!((last - first + 1) as u128 <= most + u128::from(burst + 2 * batch));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_spends_out_of_a_purse_while_somebody_waits_or_the_pace_changes() {
+        let now = Moment::at(0);
+        let word = batched(Rate::per_second(1), 8, 1);
+        assert!(word.take_batched(1, now, 1).is_some());
+        assert_eq!(word.ahead(), 1);
+        word.set_waiting(true);
+        assert_eq!((word.take_batched(1, now, 1), word.take_ahead(1)), (None, false));
+        word.set_pace(now, Pace::new(Rate::per_second(2), 8, false).unwrap());
+        assert_eq!(word.take_batched(1, now, 1), None, "somebody still waits");
+        word.set_waiting(false);
+        assert_eq!(word.take_batched(1, now, 1), Some(FROM_PURSE));
+        assert_eq!((word.ahead(), word.facts(&mut (), now).remaining), (0, 6));
+    }
+
+    #[test]
+    fn where_tokens_are_scarce_nobody_takes_any_ahead() {
+        let now = Moment::at(0);
+        let word = batched(Rate::per_second(1), 4, 4);
+        for left in (0..4).rev() {
+            assert!(word.take_batched(1, now, 1).is_some());
+            assert_eq!((word.ahead(), word.facts(&mut (), now).remaining), (0, left));
+        }
+        assert!(word.take_batched(1, now, 1).is_none());
     }
 }
