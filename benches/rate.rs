@@ -27,8 +27,8 @@ const ROWS: &[Row] = &[
     ("gate/sliding window, counters", || laps::gate(counters())),
     ("gate/quota per second", || laps::gate(quota())),
     ("given/token bucket", || given(support::bucket())),
-    ("given/token bucket, batched", || given(batched())),
-    ("take/token bucket, batched", || take(batched(), TokenBucket::try_take)),
+    ("given/token bucket, batched", || given(support::batched_bucket())),
+    ("take/token bucket, batched", || take(support::batched_bucket(), TokenBucket::try_take)),
     ("take/token bucket", || take(support::bucket(), TokenBucket::try_take)),
     ("take/token bucket, refused", || take(empty(), TokenBucket::try_take)),
     ("take/leaky bucket", || take(leaky(), LeakyBucket::try_take)),
@@ -91,7 +91,7 @@ fn ratios(effort: Effort) {
     Line::new("token bucket, over the clock", taken - clock, "ns").print();
     Line::new("token bucket, refused", refused, "ns").print();
 
-    let (bucket, loose) = (support::bucket(), batched());
+    let (bucket, loose) = (support::bucket(), support::batched_bucket());
     let exact = || take(bucket.clone(), TokenBucket::try_take);
     let loose = || take(loose.clone(), TokenBucket::try_take);
     if let Some([alone, shared, batched]) = together::medians(effort, [(1, &exact), (2, &exact), (2, &loose)]) {
@@ -135,11 +135,6 @@ fn take<L: 'static>(limiter: L, take: fn(&L, u32) -> Result<(), Refusal>) -> Lap
 fn given(bucket: TokenBucket) -> Lap {
     let now = Moment::now();
     laps::repeat(move || _ = black_box(black_box(&bucket).try_take_at(1, black_box(now))))
-}
-
-/// As [`support::bucket`], but with tokens taken ahead.
-fn batched() -> TokenBucket {
-    TokenBucket::per_second(1_000_000_000).burst(1_000_000_000).batch(1024).build().expect("a valid bucket")
 }
 
 fn empty() -> TokenBucket {

@@ -89,6 +89,10 @@ fn gates(effort: Effort) {
                 let bucket = support::bucket();
                 repeat(move || assert!(black_box(&bucket).try_take(1).is_ok()))
             }),
+            ("resile, batched", {
+                let bucket = support::batched_bucket();
+                repeat(move || assert!(black_box(&bucket).try_take(1).is_ok()))
+            }),
             ("governor, its default clock (TSC)", {
                 let limiter = RateLimiter::direct(quota());
                 repeat(move || assert!(black_box(&limiter).check().is_ok()))
@@ -114,7 +118,7 @@ fn gates(effort: Effort) {
             }),
         ],
     );
-    let bucket = support::bucket();
+    let (bucket, batched) = (support::bucket(), support::batched_bucket());
     let limiter = Arc::new(RateLimiter::direct_with_clock(quota(), MonotonicClock));
     compare_together(
         effort,
@@ -122,6 +126,10 @@ fn gates(effort: Effort) {
         [
             ("resile", &move || {
                 let bucket = bucket.clone();
+                repeat(move || assert!(black_box(&bucket).try_take(1).is_ok()))
+            }),
+            ("resile, batched", &move || {
+                let bucket = batched.clone();
                 repeat(move || assert!(black_box(&bucket).try_take(1).is_ok()))
             }),
             ("governor", &move || {

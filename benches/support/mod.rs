@@ -115,6 +115,11 @@ pub fn bucket() -> TokenBucket {
     TokenBucket::per_second(1_000_000_000).burst(1_000_000_000).build().expect("a valid bucket")
 }
 
+/// The same, of which threads take tokens ahead.
+pub fn batched_bucket() -> TokenBucket {
+    TokenBucket::per_second(1_000_000_000).burst(1_000_000_000).batch(1024).build().expect("a valid bucket")
+}
+
 pub fn semaphore() -> Semaphore {
     Semaphore::permits(64).build().expect("a valid semaphore")
 }

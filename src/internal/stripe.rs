@@ -1,7 +1,7 @@
 //! Which stripe of a striped counter a thread writes to: one that is its own while it lives, or the shared one.
 //!
 //! A word that only one thread writes needs no locked instruction, which is most of what counting costs. So as many
-//! threads as there are cores, and no more than [`MOST`], get a number that nobody else has; the others share
+//! threads as there are cores, some more, and no more than [`MOST`], get a number that nobody else has; the others share
 //! [`SHARED`]. A number that comes free when its thread ends goes to the next that asks: releasing and claiming it is
 //! what lets the new owner see what the old one wrote.
 
@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The stripe of all who own none.
 pub(crate) const SHARED: usize = 0;
+/// Of threads beside those of a runtime that has one for each core: that which started it, and one for the service.
+const SPARE: usize = 2;
 /// More stripes than this cost more to read than they save.
 const MOST: usize = 16;
 /// A thread that has not asked yet.
@@ -30,7 +32,10 @@ pub(crate) fn count() -> usize {
     if cfg!(resile_loom) {
         return 1;
     }
-    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MOST) + 1)
+    *COUNT.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (cores + SPARE).min(MOST) + 1
+    })
 }
 
 /// The stripe of this thread.

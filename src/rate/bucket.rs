@@ -95,8 +95,9 @@ impl TokenBucketBuilder {
     /// asked millions of times a second.
     ///
     /// Most calls then take a token that their thread has already, which changes nothing that other threads read and
-    /// takes no locked instruction. The price is that the limit is loose by what lies ahead, `batch` tokens for each
-    /// core, of 16 cores at most: in no interval of length `t` do more than `burst + ceil(rate × t) + batch × cores`
+    /// takes no locked instruction. That is for as many threads as there are cores and two more, 16 at most; others do
+    /// as if there were no batch. The price is that the limit is loose by what lies ahead, `batch` tokens for each such
+    /// thread: in no interval of length `t` do more than `burst + ceil(rate × t) + batch × threads`
     /// tokens go out, and a call may be refused while that many lie with other threads. Nothing is lost: the tokens stay
     /// with their thread until it uses them, and in the long run the rate is exact. A thread takes no more ahead than a
     /// quarter of what is there, so that where tokens are scarce the bucket is exact again. Whoever waits is not
