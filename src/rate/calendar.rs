@@ -13,6 +13,8 @@ const DAY: i128 = 86_400 * SECOND;
 /// From 1 March of year 0 to 1 January 1970.
 const DAYS_TO_1970: i64 = 719_468;
 const DAYS_IN_400_YEARS: i64 = 146_097;
+/// Further from 1970 than the scale reaches.
+const LAST_MONTH: i64 = 1 << 32;
 
 /// A stretch of the calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +83,7 @@ impl Calendar {
     pub(super) fn start(&self, index: i64) -> Moment {
         let local = match self.unit.length() {
             Some(length) => i128::from(index) * length,
-            None => i128::from(first_day(index)) * DAY,
+            None => i128::from(first_day(index.clamp(-LAST_MONTH, LAST_MONTH))) * DAY,
         };
         Moment::from_nanos((local - self.zero).clamp(0, i128::from(u64::MAX)) as u64)
     }
@@ -164,6 +166,14 @@ mod tests {
             assert_eq!(calendar.index(Moment::at(999_999_999)), calendar.index(now));
             let ends = [Moment::from_nanos(0), Moment::NEVER].map(|end| calendar.start(calendar.index(end)) <= end);
             assert_eq!(ends, [true, true]);
+        }
+    }
+
+    #[test]
+    fn what_begins_beyond_the_scale_begins_at_its_end() {
+        for unit in [Unit::Second, Unit::Minute, Unit::Hour, Unit::Day, Unit::Month] {
+            let calendar = Calendar::new(unit, UNIX_EPOCH, Moment::at(0), 0);
+            assert_eq!([i64::MIN, i64::MAX].map(|index| calendar.start(index)), [Moment::from_nanos(0), Moment::NEVER]);
         }
     }
 }
