@@ -459,6 +459,36 @@ async fn a_higher_limit_serves_who_waits_and_a_lower_one_sends_away_who_asks_too
     }
 }
 
+/// Each change of a quota to less and back once gave the difference anew.
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_is_lowered_and_raised_again_gives_nothing_twice() {
+    let hour = SlidingWindow::at(Rate::per_hour(5));
+    let (exact, weighted) = (hour.clone().build().unwrap(), hour.exact_up_to(0).build().unwrap());
+    let (quota, first_use) = (Quota::per_hour(5).build(), Quota::from_first_use(5, secs(3600)).build());
+    let (quota, first_use) = (quota.unwrap(), first_use.unwrap());
+    let all: [(&dyn Limiter, Set<'_>); 4] = [
+        (&exact, &|count| exact.set_rate(Rate::per_hour(count)).unwrap()),
+        (&weighted, &|count| weighted.set_rate(Rate::per_hour(count)).unwrap()),
+        (&quota, &|count| quota.set_limit(count).unwrap()),
+        (&first_use, &|count| first_use.set_limit(count).unwrap()),
+    ];
+    for (limiter, set) in all {
+        limiter.try_take(4).unwrap();
+        let mut unused = limiter.try_acquire_many(1).unwrap();
+        for _ in 0..3 {
+            set(2);
+            assert_eq!(limiter.peek(), 0, "{limiter:?}");
+            set(5);
+            assert_eq!(limiter.peek(), 0, "{limiter:?}");
+        }
+        set(2);
+        unused.settle(0);
+        assert_eq!(limiter.peek(), 0, "{limiter:?}: four of two are still used");
+        set(5);
+        assert_eq!(limiter.peek(), 1, "{limiter:?}");
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // What the front door tells
 

@@ -43,7 +43,8 @@ impl Snapshot {
         self.name.as_str()
     }
 
-    /// How many can go at once after a long idle time: the burst of a bucket, the limit of a window.
+    /// How many can go at once after a long idle time: the burst of a bucket, the limit of a window. What a quota carries
+    /// over is not in it, but in what remains.
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.limit

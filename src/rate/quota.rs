@@ -34,7 +34,9 @@ const MOST_CARRIED: u64 = 1_000_000_000_000_000;
 /// wall clock is not followed either. A window from first use begins when something is taken and none runs.
 ///
 /// A call may cost up to the limit, and with [carry-over](QuotaBuilder::carry_over) that much more. What a cost that is
-/// settled afterwards takes above what is left is owed, and comes off the following windows until it is paid.
+/// settled afterwards takes above what is left is owed, and comes off the following windows until it is paid; from first
+/// use, too, one follows the other until then. What is [refunded](Self::refund) goes back into the window that runs, so
+/// refund what was taken in it and no more.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |
@@ -144,7 +146,7 @@ impl QuotaBuilder {
             }
             Window::FromFirstUse(length) => Run::FromFirstUse { length: nanos(length), begun: None },
         };
-        let windows = Windows { limit: self.limit, carry: self.carry_over, left: i128::from(self.limit), run };
+        let windows = Windows::new(self.limit, self.carry_over, run);
         Ok(Quota(Arc::new(Shell::new(UnderLock::METER, windows, self.waits))))
     }
 }
@@ -203,7 +205,8 @@ impl Quota {
         self.0.read(|_, windows| windows.limit)
     }
 
-    /// Changes the limit while in use, also that of the running window: what was used of it stays used.
+    /// Changes the limit while in use, also that of the running window: what was used of it stays used, and what is more
+    /// than a lower limit allows is not owed.
     ///
     /// # Errors
     ///
