@@ -51,9 +51,10 @@ const LONGEST_LOG: u32 = 65_536;
 /// | [`max_queue`](SlidingWindowBuilder::max_queue) | 1,024 | a bound of memory, and of the work of telling a newcomer its time |
 /// | [`max_wait`](SlidingWindowBuilder::max_wait) | none | a deadline of the policy does it better |
 ///
-/// Waiting, deadlines and refunds are as at a [`TokenBucket`](crate::TokenBucket). A newcomer that finds others waiting
-/// is told its time by playing the queue forward on a copy, which takes some nanoseconds for each of them and each
-/// entry of the log.
+/// Waiting, deadlines and refunds are as at a [`TokenBucket`](crate::TokenBucket). What is [refunded](Self::refund) comes
+/// off the oldest that count, so refund within the window what was taken in it. A newcomer that finds others waiting is
+/// told its time by playing the queue forward on a copy, which takes some nanoseconds for each of them and each entry of
+/// the log.
 ///
 /// # Cost
 ///

@@ -18,7 +18,7 @@ const MOST: u64 = 1 << 62;
 pub(super) struct Log {
     limit: u64,
     window: u64,
-    /// Moments and what was taken at them, oldest first. No longer than the limit.
+    /// Moments and what was taken at them, oldest first. It grows no longer than the limit.
     taken: VecDeque<(u64, u64)>,
     sum: u64,
     /// The latest moment up to which was forgotten.
@@ -33,8 +33,7 @@ impl Log {
     /// Forgets what no longer counts, and returns the moment that it is.
     fn forget(&mut self, now: Moment) -> u64 {
         self.latest = self.latest.max(now.nanos());
-        while let Some((_, units)) = self.taken.front().filter(|(at, _)| at.saturating_add(self.window) <= self.latest)
-        {
+        while let Some((_, units)) = self.taken.front().filter(|(at, _)| self.latest - at >= self.window) {
             self.sum -= units;
             self.taken.pop_front();
         }
@@ -137,27 +136,31 @@ impl Ledger for Log {
 pub(super) struct Weighted {
     limit: u64,
     window: u64,
-    /// The running window's number.
-    index: u64,
+    /// The latest moment of which it knows: in the running window.
+    latest: u64,
     current: u64,
     before: u64,
 }
 
 impl Weighted {
     fn new(rate: Rate) -> Self {
-        Self { limit: rate.count, window: rate.period, index: 0, current: 0, before: 0 }
+        Self { limit: rate.count, window: rate.period, latest: 0, current: 0, before: 0 }
     }
 
     /// The counters as they are at a moment, and how much of the running window is over.
     fn at(self, now: Moment) -> (Self, u64) {
-        let index = now.nanos() / self.window;
-        let (current, before) = match index.checked_sub(self.index) {
-            None => return (self, 0),
-            Some(0) => (self.current, self.before),
-            Some(1) => (0, self.current),
-            Some(_) => (0, 0),
+        let latest = self.latest.max(now.nanos());
+        let (current, before) = match latest / self.window - self.index() {
+            0 => (self.current, self.before),
+            1 => (0, self.current),
+            _ => (0, 0),
         };
-        (Self { index, current, before, ..self }, now.nanos() % self.window)
+        (Self { latest, current, before, ..self }, latest % self.window)
+    }
+
+    /// The running window's number.
+    fn index(&self) -> u64 {
+        self.latest / self.window
     }
 
     /// The estimate, times the window's length.
@@ -182,8 +185,8 @@ impl Weighted {
     /// When so many more would be there, which they are not now.
     fn due(&self, cost: u64) -> Moment {
         let (index, into) = match (self.limit - cost).checked_sub(self.current) {
-            Some(room) => (self.index, self.faded(self.before, room)),
-            None => (self.index.saturating_add(1), self.faded(self.current, self.limit - cost)),
+            Some(room) => (self.index(), self.faded(self.before, room)),
+            None => (self.index().saturating_add(1), self.faded(self.current, self.limit - cost)),
         };
         Moment::from_nanos(index.saturating_mul(self.window).saturating_add(into))
     }
@@ -201,13 +204,13 @@ impl Ledger for Weighted {
         }
         seen.current += cost;
         *self = seen;
-        Take::Now(seen.index)
+        Take::Now(seen.index())
     }
 
     fn undo(&mut self, taken: u64, cost: u64) {
-        if taken == self.index {
+        if taken == self.index() {
             self.current = self.current.saturating_sub(cost);
-        } else if taken.checked_add(1) == Some(self.index) {
+        } else if taken.checked_add(1) == Some(self.index()) {
             self.before = self.before.saturating_sub(cost);
         }
     }
@@ -297,7 +300,7 @@ impl Counting {
                 if rate.period != seen.window {
                     // All that is in view counts as of now, rounded up.
                     let current = seen.estimate(elapsed).div_ceil(u128::from(seen.window)) as u64;
-                    *counters = Weighted { current, index: now.nanos() / rate.period, ..Weighted::new(rate) };
+                    *counters = Weighted { current, latest: seen.latest, ..Weighted::new(rate) };
                 }
             }
         }
@@ -341,6 +344,7 @@ impl Ledger for Counting {
 
 #[cfg(all(test, not(resile_loom)))]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -412,6 +416,77 @@ mod tests {
 
     fn counted(taken: &Taken, from: u64, to: u64) -> u64 {
         taken.iter().filter(|(at, ..)| (from..=to).contains(at)).map(|(_, units, _)| units).sum()
+    }
+
+    /// All that was ever counted, by its moment or by the number of its window.
+    #[derive(Clone)]
+    struct Naive {
+        exact: bool,
+        rate: Rate,
+        latest: u64,
+        counts: BTreeMap<u64, u64>,
+    }
+
+    impl Naive {
+        fn place(&self) -> u64 {
+            if self.exact { self.latest } else { self.latest / self.rate.period }
+        }
+
+        fn whole(&self, count: u64) -> u128 {
+            u128::from(count) * u128::from(self.rate.period)
+        }
+
+        fn see(&mut self, now: Moment) {
+            self.latest = self.latest.max(now.nanos());
+            if self.exact {
+                self.counts.retain(|at, _| self.latest - at < self.rate.period);
+            }
+        }
+
+        /// What counts, times the window's length.
+        fn used(&self) -> u128 {
+            if self.exact {
+                return self.whole(self.counts.values().sum());
+            }
+            let count = |window: u64| self.counts.get(&window).copied().unwrap_or(0);
+            let (window, left) = (self.place(), self.rate.period - self.latest % self.rate.period);
+            self.whole(count(window)) + u128::from(count(window - 1)) * u128::from(left)
+        }
+
+        fn add(&mut self, mut units: u64) {
+            if self.exact && self.counts.len() as u64 >= self.rate.count {
+                units += self.counts.pop_last().map_or(0, |(_, newest)| newest);
+            }
+            *self.counts.entry(self.place()).or_default() += units;
+        }
+
+        fn remove(&mut self, place: u64, units: u64) -> u64 {
+            let Some(count) = self.counts.get_mut(&place) else { return 0 };
+            let removed = units.min(*count);
+            *count -= removed;
+            self.counts.retain(|_, count| *count > 0);
+            removed
+        }
+
+        fn put_back(&mut self, now: Moment, mut units: u64) {
+            self.see(now);
+            let oldest = if self.exact { 0 } else { self.place() - 1 };
+            while let Some(place) = self.counts.range(oldest..).next().map(|(place, _)| *place).filter(|_| units > 0) {
+                units -= self.remove(place, units);
+            }
+        }
+
+        fn set_rate(&mut self, now: Moment, rate: Rate) {
+            self.see(now);
+            let units = self.used().div_ceil(self.whole(1)) as u64;
+            let other = rate.period != self.rate.period;
+            self.rate = rate;
+            self.see(now);
+            if other && !self.exact {
+                self.counts = BTreeMap::from([(self.place(), units)]);
+                self.counts.retain(|_, units| *units > 0);
+            }
+        }
     }
 
     proptest! {
@@ -530,7 +605,7 @@ mod tests {
             }
         }
 
-        /// What is put back never makes more go than was really free.
+        /// What is put back later never makes more go than was really free: whatever was taken counts for as long.
         #[test]
         fn what_is_put_back_counts_for_no_shorter_than_it_should(
             (rate, asks) in rates().prop_flat_map(|rate| (Just(rate), asks(rate.period))), exact in any::<bool>(),
@@ -538,15 +613,94 @@ mod tests {
             let mut counting = if exact { Counting::exact(rate) } else { Counting::weighted(rate) };
             // The same without whatever is put back.
             let mut really = counting.clone();
+            let mut taken = Taken::new();
             let mut now = Moment::at(0);
             for Ask { step, cost, instead } in asks {
                 now = now.plus_nanos(step);
                 let cost = cost.min(rate.count);
-                if let (Take::Now(_), Some(_)) = (counting.clone().take(now, cost), instead) {
-                    let _taken = counting.take(now, cost);
-                    counting.put_back(now, cost);
+                taken.retain(|(at, ..)| now.nanos() - at < rate.period);
+                if let (Some(Ok(which)), false) = (instead, taken.is_empty()) {
+                    let (_, units, note) = taken.remove(which % taken.len());
+                    counting.put_back(now, units);
+                    really.undo(note, units);
                 } else if let Take::Now(_) = counting.take(now, cost) {
-                    prop_assert!(matches!(really.take(now, cost), Take::Now(_)));
+                    let Take::Now(note) = really.take(now, cost) else {
+                        return Err(TestCaseError::fail("more than was free"));
+                    };
+                    taken.push((now.nanos(), cost, note));
+                }
+                prop_assert!(counting.facts(now).remaining <= really.facts(now).remaining);
+            }
+        }
+
+        /// Also if limit and window change, what was taken is undone, put back or owed, and the clock goes back.
+        #[test]
+        fn either_way_of_counting_answers_as_a_naive_one(
+            (rate, asks) in rates().prop_flat_map(|rate| (Just(rate), asks(rate.period))), exact in any::<bool>(),
+            others in proptest::collection::vec((0..12_usize, rates(), 0_u64..100_000_000_000), 100),
+        ) {
+            let mut counting = if exact { Counting::exact(rate) } else { Counting::weighted(rate) };
+            let mut naive = Naive { exact, rate, latest: 0, counts: BTreeMap::new() };
+            let mut taken = Vec::new();
+            let mut now = Moment::at(YEAR);
+            for (Ask { step, cost, instead }, (other, new_rate, back)) in asks.into_iter().zip(others) {
+                now = now.plus_nanos(step);
+                let mut changed = exact;
+                let mut seen = naive.clone();
+                match (other, instead) {
+                    (0, _) => {
+                        counting.set_rate(now, new_rate);
+                        seen.set_rate(now, new_rate);
+                        changed = true;
+                    }
+                    (1, _) => {
+                        counting.put_back(now, cost);
+                        seen.put_back(now, cost);
+                        changed = true;
+                    }
+                    (2, _) => now = Moment::from_nanos(now.nanos() - back % (2 * rate.period)),
+                    (_, Some(Ok(which))) if !taken.is_empty() => {
+                        let (note, units, window) = taken.swap_remove(which % taken.len());
+                        counting.undo(note, units);
+                        // The numbers of windows of another length say nothing.
+                        if exact || window == naive.rate.period {
+                            naive.remove(note, units);
+                        }
+                        changed = false;
+                    }
+                    (_, Some(Err(extra))) => {
+                        counting.charge(now, extra);
+                        seen.see(now);
+                        seen.add(extra);
+                        changed = true;
+                    }
+                    _ => {
+                        seen.see(now);
+                        let cost = cost.min(counting.largest());
+                        assert_advice(&counting, now, cost)?;
+                        let fits = seen.used() + seen.whole(cost) <= seen.whole(seen.rate.count);
+                        match counting.take(now, cost) {
+                            Take::Now(note) => {
+                                prop_assert!(fits);
+                                taken.push((note, cost, seen.rate.period));
+                                seen.add(cost);
+                                changed = true;
+                            }
+                            Take::At(_) => prop_assert!(!fits),
+                        }
+                    }
+                }
+                if changed {
+                    naive = seen;
+                }
+                let mut seen = naive.clone();
+                seen.see(now);
+                let free = seen.whole(seen.rate.count).saturating_sub(seen.used()) / seen.whole(1);
+                assert_facts(&counting, now)?;
+                prop_assert_eq!(u128::from(counting.facts(now).remaining), free);
+                prop_assert_eq!(counting.is_fresh(now), seen.used() == 0);
+                if exact {
+                    naive = seen;
                 }
             }
         }
@@ -594,6 +748,29 @@ mod tests {
             counting.set_rate(now, Rate::per_minute(5));
             assert_eq!(counting.facts(now).remaining, 0);
             assert!(counting.facts(now).reset > now);
+        }
+    }
+
+    #[test]
+    fn nothing_is_forgotten_at_the_end_of_the_scale() {
+        for mut counting in [Counting::exact(Rate::per_second(3)), Counting::weighted(Rate::per_second(3))] {
+            assert!(matches!(counting.take(Moment::NEVER, 3), Take::Now(_)));
+            for now in [Moment::NEVER, Moment::at(0)] {
+                assert_eq!(counting.take(now, 1), Take::At(Moment::NEVER), "{counting:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_window_counts_from_the_latest_moment_although_the_clock_went_back() {
+        let (early, late) = (Moment::from_nanos(5_000_000_000), Moment::from_nanos(125_000_000_000));
+        for mut counting in [Counting::exact(Rate::per_minute(3)), Counting::weighted(Rate::per_minute(3))] {
+            let _taken = counting.take(late, 3);
+            counting.set_rate(early, Rate::per_second(3));
+            assert!(matches!(counting.take(early, 1), Take::At(due) if due > early));
+            if let Counting::Weighted(_) = counting {
+                assert!(matches!(counting.take(late, 1), Take::At(_)), "{counting:?}");
+            }
         }
     }
 }
