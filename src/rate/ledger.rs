@@ -16,6 +16,14 @@ pub(super) trait Ledger: Clone + fmt::Debug + Send + 'static {
     /// Takes so many, at least 1 and no more than the largest; or says when they would be there, and changes nothing.
     fn take(&mut self, now: Moment, cost: u64) -> Take;
 
+    /// When so many would be there, `now` if they are. Changes nothing. For a long ledger a copy is to be avoided.
+    fn when(&mut self, now: Moment, cost: u64) -> Moment {
+        match self.clone().take(now, cost) {
+            Take::Now(_) => now,
+            Take::At(due) => due,
+        }
+    }
+
     /// Undoes a taking, or a part of it, by its note.
     fn undo(&mut self, taken: u64, cost: u64);
 
@@ -49,6 +57,9 @@ impl<L: Ledger> Meter for UnderLock<L> {
 
     /// Plays the queue forward on a copy. Who asks for more than there will ever be is sent away on reaching the head.
     fn due(&self, ledger: &mut L, queue: &Queue, now: Moment, cost: u32) -> Moment {
+        if queue.is_empty() {
+            return ledger.when(now, cost.into());
+        }
         let mut plan = ledger.clone();
         let mut at = now;
         let largest = self.largest(ledger);

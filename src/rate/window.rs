@@ -40,6 +40,10 @@ impl Log {
         self.latest
     }
 
+    fn missing(&self, cost: u64) -> u64 {
+        (self.sum + cost).saturating_sub(self.limit)
+    }
+
     /// When so many of those that count no longer will; there are as many.
     fn gone(&self, units: u64) -> Moment {
         let mut left = units;
@@ -82,12 +86,21 @@ impl Ledger for Log {
 
     fn take(&mut self, now: Moment, cost: u64) -> Take {
         let now = self.forget(now);
-        let missing = (self.sum + cost).saturating_sub(self.limit);
-        if missing > 0 {
-            return Take::At(self.gone(missing));
+        match self.missing(cost) {
+            0 => {
+                self.add(now, cost);
+                Take::Now(now)
+            }
+            missing => Take::At(self.gone(missing)),
         }
-        self.add(now, cost);
-        Take::Now(now)
+    }
+
+    fn when(&mut self, now: Moment, cost: u64) -> Moment {
+        self.forget(now);
+        match self.missing(cost) {
+            0 => now,
+            missing => self.gone(missing),
+        }
     }
 
     fn undo(&mut self, taken: u64, cost: u64) {
@@ -325,6 +338,10 @@ impl Ledger for Counting {
         either!(self, ledger => ledger.take(now, cost))
     }
 
+    fn when(&mut self, now: Moment, cost: u64) -> Moment {
+        either!(self, ledger => ledger.when(now, cost))
+    }
+
     fn undo(&mut self, taken: u64, cost: u64) {
         either!(self, ledger => ledger.undo(taken, cost));
     }
@@ -391,8 +408,12 @@ mod tests {
     /// nothing.
     fn assert_advice<L: Ledger>(ledger: &L, now: Moment, cost: u64) -> Result<(), TestCaseError> {
         let mut asked = ledger.clone();
-        let Take::At(due) = asked.take(now, cost) else { return Ok(()) };
-        prop_assert!(due > now);
+        let when = asked.when(now, cost);
+        let Take::At(due) = asked.take(now, cost) else {
+            prop_assert_eq!(when, now);
+            return Ok(());
+        };
+        prop_assert!(due > now && when == due);
         prop_assert_eq!(asked.clone().take(now, cost), Take::At(due));
         let before = Moment::from_nanos(due.nanos() - 1);
         prop_assert_eq!(asked.clone().take(before, cost), Take::At(due));
