@@ -550,8 +550,25 @@ async fn fields_are_written_as_the_draft_says() {
     assert_eq!(fields.service.unwrap().to_string(), r#""quota";r=0;t=86400"#);
     assert_eq!(fields.retry_after.unwrap().to_string(), "86400");
 
+    // RFC 4648, section 10.
+    for (key, told) in [
+        ("", "::"),
+        ("f", ":Zg==:"),
+        ("fo", ":Zm8=:"),
+        ("foo", ":Zm9v:"),
+        ("foob", ":Zm9vYg==:"),
+        ("fooba", ":Zm9vYmE=:"),
+    ] {
+        let fields = month.snapshot().fields().partitioned(key);
+        assert_eq!(fields.policy.unwrap().to_string(), format!(r#""quota";q=10;w=2505600;pk={told}"#));
+    }
+    policy.partition = Some(vec![0xfb, 0xff, 0xbf].into());
+    assert!(policy.to_string().ends_with(";w=1;pk=:+/+/:"));
+
     let semaphore = Semaphore::permits(1).build().unwrap();
     let _held = semaphore.try_acquire().unwrap();
+    let told = LimitFields::from(&semaphore.try_acquire().unwrap_err()).partitioned("one of two");
+    assert_eq!(told.service.unwrap().to_string(), r#""semaphore";r=0;pk=:b25lIG9mIHR3bw==:"#);
     let fields = LimitFields::from(&semaphore.try_acquire().unwrap_err());
     assert_eq!(fields.service.unwrap().to_string(), r#""semaphore";r=0"#);
     assert_eq!((fields.policy, fields.retry_after), (None, None));

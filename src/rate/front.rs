@@ -90,7 +90,8 @@ impl Snapshot {
 /// are told as that; characters that it cannot hold stand as `?`.
 ///
 /// From a [`Snapshot`] come all fields, with `Retry-After` only if nothing remains; [`refused`](Self::refused) adds
-/// what a refusal says. A refusal alone knows no policy.
+/// what a refusal says. A refusal alone knows no policy. Whose limit it is, is told only if
+/// [`partitioned`](Self::partitioned) says so: the key of a limiter never gets into a field by itself.
 ///
 /// ```
 /// use resile::TokenBucket;
@@ -129,6 +130,8 @@ pub struct QuotaPolicy {
     pub window: u64,
     /// `qu`: what is counted, requests unless said; the draft also knows `content-bytes`.
     pub unit: Option<Cow<'static, str>>,
+    /// `pk`: whose quota it is, in any bytes.
+    pub partition: Option<Cow<'static, [u8]>>,
 }
 
 /// One item of a `RateLimit` field.
@@ -140,6 +143,8 @@ pub struct ServiceLimit {
     pub remaining: u64,
     /// `t`: for how many seconds no more than that can be used.
     pub reset: Option<u64>,
+    /// `pk`: whose it is, in any bytes.
+    pub partition: Option<Cow<'static, [u8]>>,
 }
 
 /// The value of a `Retry-After` field: so many seconds.
@@ -173,6 +178,31 @@ impl LimitFields {
         self.retry_after = refusal.retry_after().map(|after| RetryAfter(seconds(after).max(reset)));
         self
     }
+
+    /// Says in both items whose limit it is, for a client that has several of one name. Clients and whoever stands between
+    /// can read it: say what they may know, such as a public name or a hash with a secret, never a credential.
+    ///
+    /// ```
+    /// use resile::TokenBucket;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bucket = TokenBucket::per_second(2).burst(9).named("search").build()?;
+    /// let fields = bucket.snapshot().fields().partitioned(b"trial121323");
+    /// assert_eq!(fields.policy.unwrap().to_string(), r#""search";q=9;w=5;pk=:dHJpYWwxMjEzMjM=:"#);
+    /// assert_eq!(fields.service.unwrap().to_string(), r#""search";r=9;t=1;pk=:dHJpYWwxMjEzMjM=:"#);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn partitioned(mut self, key: impl Into<Vec<u8>>) -> Self {
+        let key: Cow<'static, [u8]> = Cow::Owned(key.into());
+        if let Some(policy) = &mut self.policy {
+            policy.partition = Some(key.clone());
+        }
+        if let Some(service) = &mut self.service {
+            service.partition = Some(key);
+        }
+        self
+    }
 }
 
 impl From<&Snapshot> for LimitFields {
@@ -181,8 +211,13 @@ impl From<&Snapshot> for LimitFields {
         let window = seconds(seen.window).max(1);
         let retry_after = if seen.remaining > 0 { None } else { seen.retry_after.map(RetryAfter::from_wait) };
         Self {
-            policy: Some(QuotaPolicy { name: name.clone(), quota: seen.limit, window, unit: None }),
-            service: Some(ServiceLimit { name, remaining: seen.remaining, reset: Some(seconds(seen.reset)) }),
+            policy: Some(QuotaPolicy { name: name.clone(), quota: seen.limit, window, unit: None, partition: None }),
+            service: Some(ServiceLimit {
+                name,
+                remaining: seen.remaining,
+                reset: Some(seconds(seen.reset)),
+                partition: None,
+            }),
             retry_after,
         }
     }
@@ -192,11 +227,8 @@ impl From<&Refusal> for LimitFields {
     fn from(refusal: &Refusal) -> Self {
         let retry_after = refusal.retry_after().map(RetryAfter::from_wait);
         let reset = retry_after.map(|after| after.0);
-        Self {
-            policy: None,
-            service: Some(ServiceLimit { name: Cow::Owned(refusal.gate().to_owned()), remaining: 0, reset }),
-            retry_after,
-        }
+        let name = Cow::Owned(refusal.gate().to_owned());
+        Self { policy: None, service: Some(ServiceLimit { name, remaining: 0, reset, partition: None }), retry_after }
     }
 }
 
@@ -206,17 +238,18 @@ impl fmt::Display for QuotaPolicy {
         if let Some(unit) = &self.unit {
             write!(f, ";qu={}", Quoted(unit))?;
         }
-        write!(f, ";w={}", self.window.clamp(1, LARGEST))
+        write!(f, ";w={}", self.window.clamp(1, LARGEST))?;
+        write_partition(f, self.partition.as_deref())
     }
 }
 
 impl fmt::Display for ServiceLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{};r={}", Quoted(&self.name), self.remaining.min(LARGEST))?;
-        match self.reset {
-            Some(reset) => write!(f, ";t={}", reset.min(LARGEST)),
-            None => Ok(()),
+        if let Some(reset) = self.reset {
+            write!(f, ";t={}", reset.min(LARGEST))?;
         }
+        write_partition(f, self.partition.as_deref())
     }
 }
 
@@ -242,5 +275,31 @@ impl fmt::Display for Quoted<'_> {
             }
         }
         f.write_char('"')
+    }
+}
+
+fn write_partition(f: &mut fmt::Formatter<'_>, key: Option<&[u8]>) -> fmt::Result {
+    key.map_or(Ok(()), |key| write!(f, ";pk={}", Bytes(key)))
+}
+
+/// Bytes as structured fields write them: in base64.
+struct Bytes<'a>(&'a [u8]);
+
+impl fmt::Display for Bytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write;
+
+        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        f.write_char(':')?;
+        for bytes in self.0.chunks(3) {
+            let mut three = [0; 4];
+            three[1..=bytes.len()].copy_from_slice(bytes);
+            let bits = u32::from_be_bytes(three);
+            for place in 0..4 {
+                let digit = DIGITS[(bits >> (18 - 6 * place) & 63) as usize];
+                f.write_char(if place <= bytes.len() { digit.into() } else { '=' })?;
+            }
+        }
+        f.write_char(':')
     }
 }
