@@ -111,6 +111,8 @@ pub(super) fn east(of_utc: Duration) -> i128 {
 
 #[cfg(all(test, not(resile_loom)))]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn is_leap(year: i64) -> bool {
@@ -174,6 +176,33 @@ mod tests {
         for unit in [Unit::Second, Unit::Minute, Unit::Hour, Unit::Day, Unit::Month] {
             let calendar = Calendar::new(unit, UNIX_EPOCH, Moment::at(0), 0);
             assert_eq!([i64::MIN, i64::MAX].map(|index| calendar.start(index)), [Moment::from_nanos(0), Moment::NEVER]);
+        }
+    }
+
+    proptest! {
+        /// From a wall clock in 1786 to one in 2553, at any moment of the scale.
+        #[test]
+        fn every_moment_lies_in_its_unit(
+            seconds in -5_800_000_000_i64..18_400_000_000, now in any::<u64>(), then in any::<u64>(), hours in -18_i128..=18,
+        ) {
+            let since = Duration::from_secs(seconds.unsigned_abs());
+            let wall = if seconds < 0 { UNIX_EPOCH - since } else { UNIX_EPOCH + since };
+            let (now, then) = (Moment::from_nanos(now), Moment::from_nanos(then));
+            for unit in [Unit::Second, Unit::Minute, Unit::Hour, Unit::Day, Unit::Month] {
+                let calendar = Calendar::new(unit, wall, now, hours * 3600 * SECOND);
+                let index = calendar.index(then);
+                let (start, end) = (calendar.start(index), calendar.start(index + 1));
+                prop_assert!(start <= then && (then < end || end == Moment::NEVER));
+                prop_assert_eq!(calendar.index(start), index);
+                if unit != Unit::Month && start.nanos() > 0 && end != Moment::NEVER {
+                    prop_assert_eq!(end.since(start), unit.shortest());
+                }
+                if unit == Unit::Day {
+                    // Midnight there, as the wall clock counts.
+                    let local = i128::from(seconds) * SECOND + i128::from(start.nanos()) - i128::from(now.nanos());
+                    prop_assert!(start.nanos() == 0 || (local + hours * 3600 * SECOND).rem_euclid(DAY) == 0);
+                }
+            }
         }
     }
 }

@@ -35,8 +35,9 @@ const MOST_CARRIED: u64 = 1_000_000_000_000_000;
 ///
 /// A call may cost up to the limit, and with [carry-over](QuotaBuilder::carry_over) that much more. What a cost that is
 /// settled afterwards takes above what is left is owed, and comes off the following windows until it is paid; from first
-/// use, too, one follows the other until then. What is [refunded](Self::refund) goes back into the window that runs, so
-/// refund what was taken in it and no more.
+/// use, too, one follows the other until then. What a settled cost took too much, or a call that never started, comes
+/// back if its window still runs; and what is [refunded](Self::refund) goes back into the window that runs, so refund what
+/// was taken in it and no more.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |

@@ -312,7 +312,7 @@ impl Counting {
                 *counters = Weighted { limit: rate.count, ..seen };
                 if rate.period != seen.window {
                     // All that is in view counts as of now, rounded up.
-                    let current = seen.estimate(elapsed).div_ceil(u128::from(seen.window)) as u64;
+                    let current = seen.estimate(elapsed).div_ceil(u128::from(seen.window)).min(MOST.into()) as u64;
                     *counters = Weighted { current, latest: seen.latest, ..Weighted::new(rate) };
                 }
             }
@@ -755,6 +755,19 @@ mod tests {
         counters.charge(now, u64::MAX);
         assert!(matches!(log.take(Moment::NEVER, 1), Take::Now(_)));
         assert!(matches!(counters.take(Moment::NEVER, 1), Take::Now(_)));
+    }
+
+    #[test]
+    fn what_is_owed_stays_owed_however_often_the_window_changes() {
+        let mut counting = Counting::weighted(Rate { count: 3, period: 1024 });
+        let mut now = Moment::from_nanos(1 << 20);
+        // Each time all of the window before is still in view.
+        for period in [512, 256, 128, 64, 32, 16, 8] {
+            counting.charge(now, u64::MAX);
+            counting.set_rate(now, Rate { count: 3, period });
+            now = now.plus_nanos(period);
+            assert!(matches!(counting.take(now, 1), Take::At(due) if due > now), "{counting:?}");
+        }
     }
 
     #[test]
