@@ -775,4 +775,49 @@ proptest! {
             prop_assert!(matches!(Flag::default().poll(waiter.as_mut()), Poll::Ready(Ok(_))));
         }
     }
+
+    /// Who waits, and a newcomer behind them, goes when that was told, also if others owe by then or have given back.
+    #[test]
+    fn whatever_is_settled_or_given_back_nobody_misses_its_turn(
+        kind in 0..KINDS, carried in any::<bool>(), ops in proptest::collection::vec((op(), 0_u32..15), 0..60),
+    ) {
+        let clock = Clock::paused();
+        let _entered = clock.enter();
+        let limiter: Box<dyn Limiter> = match kind {
+            4 if carried => Box::new(Quota::per_second(LIMIT.into()).carry_over(4).build().unwrap()),
+            kind => limiter(kind, 1000),
+        };
+        let (mut guards, mut waiters) = (Vec::new(), Vec::new());
+        for (op, number) in ops {
+            match op {
+                Op::Wait(time) => clock.advance(nanos(time)),
+                Op::Take(cost) => guards.extend(limiter.try_acquire_many(cost)),
+                Op::Come(cost) => {
+                    let mut waiter = Box::pin(limiter.acquire_many(cost));
+                    match Flag::default().poll(waiter.as_mut()) {
+                        Poll::Pending => waiters.push(waiter),
+                        Poll::Ready(end) => guards.push(end.unwrap()),
+                    }
+                }
+                Op::Leave(which) if !waiters.is_empty() => drop(waiters.remove(which % waiters.len())),
+                Op::Poll(which) if !guards.is_empty() => {
+                    let which = which % guards.len();
+                    guards[which].settle(number);
+                }
+                Op::Poll(_) => limiter.refund(number / 7),
+                Op::Leave(_) => {}
+            }
+        }
+        let start = Instant::now();
+        // None if it went at once, or if nobody knows since a head is due.
+        let told = limiter.try_take(1).err().and_then(|refusal| refusal.retry_after()).unwrap_or_default();
+        let late = ms(2) * (waiters.len() as u32 + 1);
+        for waiter in waiters {
+            let served = clock.block_on(async { tokio::time::timeout(secs(86_400), waiter).await });
+            served.expect("it is woken in time").unwrap().success();
+        }
+        prop_assert!(start.elapsed() <= told + late, "{:?} for {:?}", start.elapsed(), told);
+        clock.advance((told + late).saturating_sub(start.elapsed()));
+        prop_assert!(told.is_zero() || limiter.try_take(1).is_ok(), "{:?} after {:?}", limiter, told);
+    }
 }
