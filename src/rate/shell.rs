@@ -37,6 +37,12 @@ pub(super) trait Meter: Send + Sync + 'static {
         false
     }
 
+    /// The same, for a meter that lets threads take ahead, where [`take_at_once`](Self::take_at_once) never takes.
+    fn take_batch(&self, now: Moment, cost: u32) -> Option<u64> {
+        let _ = (now, cost);
+        None
+    }
+
     /// Whether it would take without the lock. Changes nothing.
     fn fits_at_once(&self, now: Moment, cost: u32) -> bool {
         let _ = (now, cost);
@@ -179,11 +185,14 @@ impl<M: Meter> Shell<M> {
         if self.meter.take_ahead(cost) || self.meter.take_at_once(now, cost).is_some() {
             return Ok(());
         }
-        self.try_take_locked(now, cost)
+        self.try_take_slowly(now, cost)
     }
 
     #[cold]
-    fn try_take_locked(&self, now: Moment, cost: u32) -> Result<(), Refusal> {
+    fn try_take_slowly(&self, now: Moment, cost: u32) -> Result<(), Refusal> {
+        if self.meter.take_batch(now, cost).is_some() {
+            return Ok(());
+        }
         let mut waiting = self.waiting.lock();
         let due = match self.take_in_turn(&mut waiting, now, cost) {
             Ok(Take::Now(_)) => return Ok(()),
@@ -201,7 +210,7 @@ impl<M: Meter> Shell<M> {
     pub(super) fn enter(&self, call: &Call) -> Entry {
         match self.take_at_once(call.now(), call.cost()) {
             Some(pass) => Entry::Pass(pass),
-            None => self.enter_queue(call),
+            None => self.enter_slowly(call),
         }
     }
 
@@ -211,8 +220,11 @@ impl<M: Meter> Shell<M> {
     }
 
     #[cold]
-    fn enter_queue(&self, call: &Call) -> Entry {
+    fn enter_slowly(&self, call: &Call) -> Entry {
         let (cost, now) = (call.cost(), call.now());
+        if let Some(taken) = self.meter.take_batch(now, cost) {
+            return Entry::Pass(Pass::new(taken, cost.into()));
+        }
         let mut waiting = self.waiting.lock();
         let due = match self.take_in_turn(&mut waiting, now, cost) {
             Ok(Take::Now(taken)) => return Entry::Pass(Pass::new(taken, cost.into())),

@@ -77,7 +77,6 @@ impl<const PACED: bool> Word<PACED> {
     }
 
     /// Takes out of the thread's purse, or fills that and takes along the way, if nobody waits.
-    #[inline(never)]
     pub(super) fn take_batched(&self, stripe: usize, now: Moment, cost: u32) -> Option<u64> {
         let purses = self.purses.as_ref()?;
         let mut seen = self.cell.load(Acquire);
@@ -170,6 +169,10 @@ impl<const PACED: bool> Meter for Word<PACED> {
                 Err(actual) => seen = actual,
             }
         }
+        None
+    }
+
+    fn take_batch(&self, now: Moment, cost: u32) -> Option<u64> {
         self.take_batched(stripe::own(), now, cost)
     }
 
