@@ -36,6 +36,12 @@ const fn from(state: u64, time: u64, grace: u64) -> u64 {
     if state + grace >= time { state } else { time }
 }
 
+/// The end of the scale that a reading lies beyond: away from the path of all others, which then wait for no choice.
+#[cold]
+const fn out_of_scale(now: Moment) -> u64 {
+    if now.nanos() < BASE { 0 } else { LAST }
+}
+
 /// A rate and a burst, made ready for the arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
@@ -74,10 +80,8 @@ impl Pace {
     /// The stretched time.
     #[inline]
     pub(super) fn virtual_time(self, now: Moment) -> u64 {
-        let mut elapsed = now.nanos().wrapping_sub(BASE);
-        if elapsed > LAST {
-            elapsed = if now.nanos() < BASE { 0 } else { LAST };
-        }
+        let elapsed = now.nanos().wrapping_sub(BASE);
+        let elapsed = if elapsed <= LAST { elapsed } else { out_of_scale(now) };
         // Shifted before it is multiplied, which the size of `LAST` allows: what remains is a product's upper half.
         ((u128::from(elapsed << (64 - SHIFT)) * u128::from(self.multiplier)) >> 64) as u64
     }
