@@ -146,7 +146,11 @@ impl Pace {
     #[inline]
     pub(super) fn take_now(self, state: u64, now: Moment, tokens: u32) -> Option<u64> {
         let time = self.virtual_time(now);
-        let next = from(state, time, self.grace()) + self.cost(tokens);
+        if state + self.grace() < time {
+            // Full, and no cost is above the burst.
+            return Some(time + self.cost(tokens));
+        }
+        let next = state + self.cost(tokens);
         (next <= time + self.span()).then_some(next)
     }
 
