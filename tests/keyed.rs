@@ -531,6 +531,19 @@ async fn the_heaviest_and_the_most_refused_are_named() {
     assert_eq!(names(refused), [Key::from("greedy"), Key::from(7_u32)]);
 }
 
+/// Of gates that have to be asked, eight were looked at where sixty-four had been said.
+#[tokio::test(start_paused = true)]
+async fn a_sweep_looks_at_as_many_entries_as_it_is_told_and_goes_round_once() {
+    let (buckets, permits) = (buckets(5, 300), semaphores(1, 300));
+    for key in 0..300_u64 {
+        buckets.try_take(key, 1).unwrap();
+        permits.of(key).try_acquire().unwrap().success();
+    }
+    tokio::time::advance(HOUR).await;
+    assert_eq!((buckets.sweep(100), permits.sweep(100)), (100, 100));
+    assert_eq!((buckets.sweep(u32::MAX), permits.sweep(u32::MAX)), (200, 200));
+}
+
 /// K6: whatever a call waits for, dropped at any point it leaves no pass, no place in a queue and no pin behind.
 #[test]
 fn a_call_dropped_at_any_point_leaves_nothing_behind() {

@@ -21,7 +21,7 @@ use crate::internal::time::Moment;
 /// How many entries are looked at for one that can be given up, when a new key finds the table full.
 pub(super) const STEPS: u32 = 64;
 /// How many of them, if their gates have to be asked.
-const ASKED: usize = 8;
+pub(super) const ASKED: usize = 8;
 /// How often a call starts anew because others changed the table while it had let go of the lock.
 const ROUNDS: u32 = 8;
 

@@ -102,7 +102,7 @@ use crate::gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, T
 use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
 use crate::internal::time::Moment;
 use crate::rate::TokenBucket;
-use enter::{STEPS, Shared, Who};
+use enter::{ASKED, STEPS, Shared, Who};
 use shard::{Shard, Waste};
 
 pub use id::KeyRef;
@@ -313,16 +313,18 @@ impl<G: PerKey> Keyed<G> {
         self.0.epoch.fetch_add(1, Relaxed);
     }
 
-    /// Looks at about so many entries, going round, and gives up those that are as good as new: how many. A table does
-    /// without; it makes [`live`](KeyedStats::live) tell the keys in use.
+    /// Looks at about so many entries, going round once at most, and gives up those that are as good as new: how many. A
+    /// table does without; it makes [`live`](KeyedStats::live) tell the keys in use.
     #[allow(clippy::must_use_candidate, reason = "what it does is the point")]
     pub fn sweep(&self, entries: u32) -> u32 {
         let Shared { shards, sweeper, .. } = &*self.0;
         let now = Moment::now();
+        let at_once = if G::IN_A_WORD { STEPS } else { ASKED as u32 };
+        let entries = entries.min(self.0.capacity);
         let (mut looked, mut evicted) = (0, 0);
         while looked < entries {
             let number = sweeper.fetch_add(1, Relaxed) as usize % shards.len();
-            let steps = STEPS.min(entries - looked);
+            let steps = at_once.min(entries - looked);
             looked += steps;
             let mut waste = Waste::new();
             let shard = shards[number].lock();
