@@ -839,3 +839,51 @@ async fn the_settings_that_were_set_last_are_those_that_hold() {
     assert_eq!(keyed.with("a", |door| door.width.load(Relaxed)), Some(3));
     assert_eq!(keyed.stats().pinned, 0);
 }
+
+/// Two sweeps meet at one gate: the one that comes too late has the last handle of it. It used to be dropped under the
+/// lock of its part of the table, which it asks for here.
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_another_has_given_up_meanwhile_is_dropped_under_no_lock() {
+    struct Late {
+        table: Arc<OnceLock<Keyed<Late>>>,
+        asked: Arc<AtomicU32>,
+        dropped: Arc<AtomicU32>,
+    }
+
+    impl Gate for Late {
+        fn enter(&self, _: &Call) -> Entry {
+            Entry::Pass(Pass::default())
+        }
+        fn leave(&self, _: Pass, _: Outcome) {}
+    }
+
+    impl PerKey for Late {
+        fn another(&self) -> Self {
+            Self { table: self.table.clone(), asked: self.asked.clone(), dropped: self.dropped.clone() }
+        }
+        fn is_fresh(&self, _: Moment) -> bool {
+            if self.asked.fetch_add(1, Relaxed) == 0 {
+                self.table.get().unwrap().sweep(1);
+            }
+            true
+        }
+    }
+
+    impl Drop for Late {
+        fn drop(&mut self) {
+            if let Some(table) = self.table.get() {
+                assert!(table.stats().live <= 1);
+                self.dropped.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    let (table, asked, dropped) = (Arc::new(OnceLock::new()), Arc::default(), Arc::default());
+    let late = Late { table: Arc::clone(&table), asked, dropped: Arc::clone(&dropped) };
+    let keyed = Keyed::by("tenant", late).capacity(1).build().unwrap();
+    assert!(table.set(keyed.clone()).is_ok());
+    dropped.store(0, Relaxed);
+    keyed.of("a").try_acquire().unwrap().success();
+    keyed.of("b").try_acquire().unwrap().success();
+    assert_eq!((keyed.stats().evicted, dropped.load(Relaxed)), (1, 1));
+}

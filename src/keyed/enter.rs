@@ -162,14 +162,12 @@ impl<G: PerKey> Shared<G> {
                 if shard.table.is_full() {
                     let (after, evicted) = self.give_up(number, shard, (STEPS, 1), call.now(), &mut waste);
                     shard = after;
-                    if evicted == 0 {
-                        shard.overflowed += 1;
-                        drop(shard);
-                        break;
-                    }
-                    // It may have let go of the lock.
-                    if shard.table.is_full() || shard.table.find(id).is_some() {
+                    // It may have let go of the lock: others may have taken the place, made one, or added the key.
+                    if shard.table.find(id).is_some() || evicted > 0 && shard.table.is_full() {
                         continue;
+                    }
+                    if shard.table.is_full() {
+                        break;
                     }
                 }
                 let slot = shard.insert(id, version, epoch, word.unwrap_or(0));
@@ -253,6 +251,7 @@ impl<G: PerKey> Shared<G> {
 
     #[cold]
     fn enter_overflow(&self, who: Who<'_>, call: &Call, number: u32) -> Entry {
+        self.shards[number as usize].lock().overflowed += 1;
         if let Some(gate) = self.overflow.clone() {
             return self.enter_gate(who, call, Pin { shared: self, shard: number, slot: None, gate });
         }
@@ -312,11 +311,13 @@ impl<G: PerKey> Shared<G> {
             return (shard, evicted);
         }
         drop(shard);
-        asked.retain(|(_, _, gate)| gate.is_fresh(now));
+        // The handles go before the lock is taken again: another may have given the gates up meanwhile.
+        let fresh = asked.into_iter().filter(|(_, _, gate)| gate.is_fresh(now));
+        let fresh: SmallVec<[(u32, u64); ASKED]> = fresh.map(|(slot, touched, _)| (slot, touched)).collect();
         let mut shard = self.shards[number as usize].lock();
-        for (slot, touched, _) in &asked {
-            if evicted < want && shard.is_untouched(*slot, *touched) {
-                shard.evict(*slot, waste);
+        for (slot, touched) in fresh {
+            if evicted < want && shard.is_untouched(slot, touched) {
+                shard.evict(slot, waste);
                 evicted += 1;
             }
         }
