@@ -2,8 +2,13 @@
 
 /// Things in numbered places, which are used again. Each use has a turn, so that an old number is not taken for a new
 /// one.
+///
+/// It grows by pieces, each twice as large as the one before, and nothing is ever moved: a vector that moves its millions
+/// when it grows would make one caller wait for all of them, and those behind the lock as well.
 pub(crate) struct Slab<T> {
-    places: Vec<Place<T>>,
+    pieces: Vec<Vec<Place<T>>>,
+    /// How many places there are.
+    len: u32,
     free: Option<u32>,
 }
 
@@ -13,6 +18,9 @@ struct Place<T> {
     next: Option<u32>,
 }
 
+/// The size of the first piece, a power of two.
+const FIRST: u32 = 16;
+
 impl<T> Default for Slab<T> {
     fn default() -> Self {
         Self::new()
@@ -21,38 +29,57 @@ impl<T> Default for Slab<T> {
 
 impl<T> Slab<T> {
     pub(crate) const fn new() -> Self {
-        Self { places: Vec::new(), free: None }
+        Self { pieces: Vec::new(), len: 0, free: None }
     }
 
     pub(crate) fn insert(&mut self, content: T) -> (u32, u32) {
         if let Some(free) = self.free {
-            let place = &mut self.places[free as usize];
-            self.free = place.next;
-            place.content = Some(content);
-            return (free, place.turn);
+            if let Some(place) = self.place(free) {
+                place.content = Some(content);
+                let (turn, next) = (place.turn, place.next);
+                self.free = next;
+                return (free, turn);
+            }
         }
-        self.places.push(Place { content: Some(content), turn: 0, next: None });
-        (self.places.len() as u32 - 1, 0)
+        let (number, (piece, _)) = (self.len, whereabouts(self.len));
+        if piece == self.pieces.len() {
+            self.pieces.push(Vec::with_capacity((FIRST as usize) << piece));
+        }
+        self.pieces[piece].push(Place { content: Some(content), turn: 0, next: None });
+        self.len += 1;
+        (number, 0)
+    }
+
+    fn place(&mut self, number: u32) -> Option<&mut Place<T>> {
+        let (piece, at) = whereabouts(number);
+        self.pieces.get_mut(piece)?.get_mut(at)
     }
 
     pub(crate) fn get_mut(&mut self, place: u32) -> Option<&mut T> {
-        self.places.get_mut(place as usize)?.content.as_mut()
+        self.place(place)?.content.as_mut()
     }
 
     /// What is there since that turn.
     pub(crate) fn at(&mut self, place: u32, turn: u32) -> Option<&mut T> {
-        self.places.get_mut(place as usize).filter(|place| place.turn == turn)?.content.as_mut()
+        self.place(place).filter(|place| place.turn == turn)?.content.as_mut()
     }
 
     pub(crate) fn remove(&mut self, place: u32) -> Option<T> {
         let free = self.free;
-        let entry = self.places.get_mut(place as usize)?;
+        let entry = self.place(place)?;
         let content = entry.content.take()?;
         entry.turn = entry.turn.wrapping_add(1);
         entry.next = free;
         self.free = Some(place);
         Some(content)
     }
+}
+
+/// The piece that a place lies in, and where in it.
+fn whereabouts(number: u32) -> (usize, usize) {
+    let number = u64::from(number) + u64::from(FIRST);
+    let piece = number.ilog2() - FIRST.ilog2();
+    (piece as usize, (number - (u64::from(FIRST) << piece)) as usize)
 }
 
 #[cfg(all(test, not(resile_loom)))]
@@ -73,5 +100,22 @@ mod tests {
         assert_eq!(slab.at(first.0, first.1), None);
         assert_eq!(slab.at(third.0, third.1), Some(&mut "c"));
         assert_eq!(slab.remove(7), None);
+    }
+
+    #[test]
+    fn it_grows_without_moving_anything() {
+        let mut slab = Slab::new();
+        let at: Vec<*const u32> = (0..10_000)
+            .map(|n| {
+                assert_eq!(slab.insert(n), (n, 0));
+                std::ptr::from_ref(slab.get_mut(n).unwrap())
+            })
+            .collect();
+        for (n, at) in (0..).zip(at) {
+            let found = slab.get_mut(n).unwrap();
+            assert_eq!((std::ptr::from_ref(found), *found), (at, n));
+        }
+        assert!(slab.pieces.iter().all(|piece| piece.capacity() < 2 * 10_000));
+        assert_eq!(whereabouts(u32::MAX), (28, 15));
     }
 }
