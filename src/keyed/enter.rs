@@ -159,18 +159,19 @@ impl<G: PerKey> Shared<G> {
                     made = Some(Arc::new(version.settings.another()));
                     continue;
                 }
-                if shard.table.is_full() {
+                if !shard.table.has_room_for(id) {
                     let (after, evicted) = self.give_up(number, shard, (STEPS, 1), call.now(), &mut waste);
                     shard = after;
                     // It may have let go of the lock: others may have taken the place, made one, or added the key.
-                    if shard.table.find(id).is_some() || evicted > 0 && shard.table.is_full() {
+                    let no_room = !shard.table.has_room_for(id);
+                    if shard.table.find(id).is_some() || no_room && evicted > 0 {
                         continue;
                     }
-                    if shard.table.is_full() {
+                    if no_room {
                         break;
                     }
                 }
-                let slot = shard.insert(id, version, epoch, word.unwrap_or(0));
+                let Some(slot) = shard.insert(id, version, epoch, word.unwrap_or(0)) else { break };
                 if let Some(gate) = made.take() {
                     shard.give_gate(slot, |_, _| gate);
                 }

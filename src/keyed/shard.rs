@@ -135,7 +135,7 @@ impl<G: PerKey> Shard<G> {
     }
 
     /// Adds an entry. The caller has checked that there is room.
-    pub(super) fn insert(&mut self, id: Id, version: Arc<Version<G>>, epoch: u32, word: u64) -> u32 {
+    pub(super) fn insert(&mut self, id: Id, version: Arc<Version<G>>, epoch: u32, word: u64) -> Option<u32> {
         self.table.insert(id, epoch, Cell { word, version })
     }
 
