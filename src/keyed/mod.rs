@@ -80,137 +80,45 @@
 //!
 //! Limits that several processes share. Or few known keys: a gate each, in a struct, is simpler.
 
+mod builder;
 mod enter;
 mod id;
+mod one_key;
 mod per_key;
 mod plan;
+mod room;
 mod shard;
 mod sketch;
+mod stay;
 mod table;
 
 #[cfg(all(test, resile_loom))]
 mod loom;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::task::Context;
 
 use crate::call::Call;
-use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
-use crate::gate::{Acquire, Entry, Gate, Guard, IntoGate, Needs, Outcome, Pass, Ticket};
-use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
-use crate::internal::time::Moment;
+use crate::error::{Reason, Refusal};
+use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Ticket};
+use crate::internal::sync::Relaxed;
 use crate::rate::TokenBucket;
-use enter::{ASKED, STEPS, Shared, Who};
-use shard::{Shard, Waste};
+use enter::{Shared, Who};
+use shard::Shard;
 
+pub use builder::{DEFAULT_CAPACITY, KeyedBuilder, MOST_KEYS};
 pub use id::KeyRef;
 pub(crate) use id::{Id, Secret};
+pub use one_key::OneKey;
 pub use per_key::PerKey;
 pub use plan::Plan;
 pub use sketch::TopKey;
-
-/// How many keys a table holds unless told otherwise.
-pub const DEFAULT_CAPACITY: u32 = 65_536;
-/// The most keys that a table can hold.
-pub const MOST_KEYS: u32 = 1 << 28;
-/// A part of a table is no smaller, so that chance spreads keys evenly enough.
-const SMALLEST_PART: u32 = 4096;
-const MOST_PARTS: u32 = 64;
-const _: () = assert!(MOST_KEYS / MOST_PARTS < table::MOST);
 
 /// One gate per key, in bounded memory; see the [module](self).
 ///
 /// A cheap handle: clones share the table.
 pub struct Keyed<G: PerKey>(Arc<Shared<G>>);
-
-/// Settings of a [`Keyed`].
-#[must_use = "a builder does nothing until it is built"]
-pub struct KeyedBuilder<G> {
-    by: &'static str,
-    plan: Result<Plan<G>, ConfigError>,
-    plans: Option<Assign<G>>,
-    overflow: Option<Result<G, ConfigError>>,
-    capacity: u32,
-    name: Option<Name>,
-}
-
-type Assign<G> = Box<dyn Fn(KeyRef<'_>) -> Option<Plan<G>> + Send + Sync>;
-
-impl<G: PerKey> KeyedBuilder<G> {
-    /// How many keys it holds at most, 1 to 268,435,456: 65,536 unless said. Choose more than can be busy at the same
-    /// time: keys that have been idle for long enough make room for others.
-    pub const fn capacity(mut self, keys: u32) -> Self {
-        self.capacity = keys;
-        self
-    }
-
-    /// Which key has which plan; `None` for the settings that were given first.
-    ///
-    /// It is asked when a key gets an entry, and once more after [`reassign`](Keyed::reassign), with no lock held. A
-    /// table does as well: `move |key| table.get(&key.to_key()).cloned()`.
-    pub fn plans(mut self, plans: impl Fn(KeyRef<'_>) -> Option<Plan<G>> + Send + Sync + 'static) -> Self {
-        self.plans = Some(Box::new(plans));
-        self
-    }
-
-    /// One gate that all keys share for which there is no room, instead of a refusal.
-    pub fn overflow(mut self, gate: impl IntoGate<Gate = G>) -> Self {
-        self.overflow = Some(gate.into_gate());
-        self
-    }
-
-    /// The name that refusals carry: that of the key unless said.
-    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
-        self.name = Some(Name::from(name.into()));
-        self
-    }
-
-    /// The table, empty.
-    ///
-    /// # Errors
-    ///
-    /// A capacity outside of 1 to 268,435,456, and every wrong setting of the gates.
-    pub fn build(self) -> Result<Keyed<G>, ConfigError> {
-        let mut faults = Faults::of("keyed");
-        let range = 1..=MOST_KEYS;
-        faults.check(range.contains(&self.capacity), "capacity", &self.capacity, "1 to 268435456");
-        if let Err(wrong) = &self.plan {
-            faults.absorb("each key", wrong.clone());
-        }
-        if let Some(Err(wrong)) = &self.overflow {
-            faults.absorb("overflow", wrong.clone());
-        }
-        faults.into_result()?;
-        let (plan, overflow) = (self.plan?, self.overflow.transpose()?);
-        let parts = 1 << (self.capacity / SMALLEST_PART).clamp(1, MOST_PARTS).ilog2();
-        let shards = (0..parts).map(|part| {
-            let more = u32::from(part < self.capacity % parts);
-            Mutex::new(Shard::new(self.capacity / parts + more))
-        });
-        Ok(Keyed(Arc::new(Shared {
-            shards: shards.collect(),
-            secret: Secret::new(),
-            epoch: AtomicU64::new(0),
-            plan,
-            plans: self.plans,
-            overflow: overflow.map(Arc::new),
-            sweeper: AtomicU64::new(0),
-            by: self.by,
-            name: self.name.unwrap_or(Name::Static(self.by)),
-            capacity: self.capacity,
-        })))
-    }
-}
-
-impl<G: PerKey> IntoGate for KeyedBuilder<G> {
-    type Gate = Keyed<G>;
-
-    fn into_gate(self) -> Result<Keyed<G>, ConfigError> {
-        self.build()
-    }
-}
 
 /// What a table of keys has to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -234,8 +142,7 @@ impl<G: PerKey> Keyed<G> {
     /// Begins a table of gates, chosen by the value that a call has for the key of this name. The settings are those of a
     /// gate or the builder of one; each key has a gate of its own that is made like it.
     pub fn by(key: &'static str, settings: impl IntoGate<Gate = G>) -> KeyedBuilder<G> {
-        let plan = Plan::new(settings);
-        KeyedBuilder { by: key, plan, plans: None, overflow: None, capacity: DEFAULT_CAPACITY, name: None }
+        KeyedBuilder::new(key, Plan::new(settings))
     }
 
     /// The gate of one key, for use without a call: it looks its entry up each time, and keeps none in place.
@@ -253,8 +160,7 @@ impl<G: PerKey> Keyed<G> {
     /// ```
     #[must_use]
     pub fn of<'a>(&self, key: impl Into<KeyRef<'a>>) -> OneKey<G> {
-        let key = key.into();
-        OneKey { keyed: self.clone(), id: self.0.secret.id(key), key: key.to_key() }
+        OneKey::new(self.clone(), key.into())
     }
 
     /// Does something with the gate of a key, such as to read it, if the key has an entry. If it has none, its gate is as
@@ -317,22 +223,7 @@ impl<G: PerKey> Keyed<G> {
     /// table does without; it makes [`live`](KeyedStats::live) tell the keys in use.
     #[allow(clippy::must_use_candidate, reason = "what it does is the point")]
     pub fn sweep(&self, entries: u32) -> u32 {
-        let Shared { shards, sweeper, .. } = &*self.0;
-        let now = Moment::now();
-        let at_once = if G::IN_A_WORD { STEPS } else { ASKED as u32 };
-        let entries = entries.min(self.0.capacity);
-        let (mut looked, mut evicted) = (0, 0);
-        while looked < entries {
-            let number = sweeper.fetch_add(1, Relaxed) as usize % shards.len();
-            let steps = at_once.min(entries - looked);
-            looked += steps;
-            let mut waste = Waste::new();
-            let shard = shards[number].lock();
-            let (shard, some) = self.0.give_up(number as u32, shard, (steps, steps), now, &mut waste);
-            drop(shard);
-            evicted += some;
-        }
-        evicted
+        self.0.sweep(entries)
     }
 
     /// What there is in it. Cost: a turn of each part's lock.
@@ -474,105 +365,9 @@ impl<G: PerKey> Gate for Keyed<G> {
     }
 }
 
-/// The gate of one key; from [`Keyed::of`].
-pub struct OneKey<G: PerKey> {
-    keyed: Keyed<G>,
-    id: Id,
-    key: crate::Key,
-}
-
-impl<G: PerKey> OneKey<G> {
-    /// The key.
-    #[must_use]
-    pub fn key(&self) -> &crate::Key {
-        &self.key
-    }
-
-    /// Waits for a pass.
-    ///
-    /// # Errors
-    ///
-    /// The future resolves to the refusal of the key's gate, or of the table.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropped, it loses its place in the queue and nothing else.
-    pub fn acquire(&self) -> Acquire {
-        Guard::acquire(self.clone())
-    }
-
-    /// Takes a pass if that needs no waiting.
-    ///
-    /// # Errors
-    ///
-    /// The refusal of the key's gate, or of the table.
-    pub fn try_acquire(&self) -> Result<Guard, Refusal> {
-        Guard::try_acquire(self.clone())
-    }
-
-    fn who(&self) -> Who<'_> {
-        Who { id: self.id, key: KeyRef::from(&self.key) }
-    }
-}
-
-impl OneKey<TokenBucket> {
-    /// Takes so many tokens; see [`Keyed::try_take`].
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub fn try_take(&self, tokens: u32) -> Result<(), Refusal> {
-        self.keyed.try_take_at(self.who(), &Call::alone(tokens, false))
-    }
-}
-
-impl<G: PerKey> Gate for OneKey<G> {
-    fn enter(&self, call: &Call) -> Entry {
-        self.keyed.0.enter(self.who(), call)
-    }
-
-    fn leave(&self, pass: Pass, outcome: Outcome) {
-        self.keyed.0.leave(&pass, outcome);
-    }
-
-    fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
-        self.keyed.0.poll_wait(self.who(), &ticket, call, cx)
-    }
-
-    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
-        self.keyed.0.settle(Some(self.who()), pass, call, actual);
-    }
-
-    fn abandon(&self, ticket: Ticket) {
-        self.keyed.0.abandon(&ticket);
-    }
-
-    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
-        self.keyed.0.still(pass, call)
-    }
-
-    fn look(&self, call: &Call) -> Result<(), Refusal> {
-        self.keyed.0.look(self.who(), call)
-    }
-
-    fn needs(&self) -> Needs {
-        G::NEEDS
-    }
-
-    fn name(&self) -> &str {
-        self.keyed.name()
-    }
-}
-
 impl<G: PerKey> Clone for Keyed<G> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
-    }
-}
-
-impl<G: PerKey> Clone for OneKey<G> {
-    fn clone(&self) -> Self {
-        Self { keyed: self.keyed.clone(), id: self.id, key: self.key.clone() }
     }
 }
 
@@ -583,17 +378,5 @@ impl<G: PerKey> fmt::Debug for Keyed<G> {
             .field("by", &self.0.by)
             .field("capacity", &self.0.capacity)
             .finish_non_exhaustive()
-    }
-}
-
-impl<G: PerKey> fmt::Debug for OneKey<G> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OneKey").field("keyed", &self.keyed).field("key", &self.key).finish_non_exhaustive()
-    }
-}
-
-impl<G> fmt::Debug for KeyedBuilder<G> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyedBuilder").field("by", &self.by).field("capacity", &self.capacity).finish_non_exhaustive()
     }
 }
