@@ -78,3 +78,109 @@ impl<G: PerKey> Shared<G> {
         (shard, evicted)
     }
 }
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use crate::keyed::{Keyed, OneKey, PerKey};
+    use crate::rate::TokenBucket;
+    use crate::semaphore::Semaphore;
+    use crate::{Guard, Reason, Refusal};
+
+    /// The bounds that are stated on the module's page.
+    const LET_IN: usize = 32;
+    const KNOWN: usize = 96;
+    const NEW: usize = 256;
+    const NEW_AND_FULL: usize = 288;
+
+    /// What a decision comes to, and what it looked at.
+    fn decide<G: PerKey, R>(keyed: &Keyed<G>, key: u64, decide: impl FnOnce(OneKey<G>) -> R) -> (R, usize) {
+        let looked = || keyed.0.shards.iter().map(|shard| shard.lock().table.looked()).sum::<usize>();
+        looked();
+        let decided = decide(keyed.of(key));
+        (decided, looked())
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "what is to be decided is given the key")]
+    fn take(key: OneKey<TokenBucket>) -> Result<(), Refusal> {
+        key.try_take(1)
+    }
+
+    fn buckets(capacity: u32) -> Keyed<TokenBucket> {
+        Keyed::by("tenant", TokenBucket::per_second(1000).burst(2)).capacity(capacity).build().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_decision_of_a_flood_looks_at_more_than_is_stated() {
+        const KEYS: u64 = 300_000;
+        let keyed = buckets(20_000);
+        let (mut most, mut full) = ([0; 2], 0);
+        for key in 0..KEYS {
+            let (took, looked) = decide(&keyed, key, take);
+            // Before that no part is full.
+            let may_be_full = usize::from(key >= 16_000);
+            most[may_be_full] = most[may_be_full].max(looked);
+            match took.map_err(|no| no.reason()) {
+                Ok(()) => {}
+                Err(Reason::KeySpaceFull) => full += 1,
+                Err(other) => panic!("{other:?}"),
+            }
+            if key % 40_000 == 0 {
+                tokio::time::advance(Duration::from_millis(1)).await;
+            }
+        }
+        assert!(full > KEYS / 4 && full < KEYS - KEYS / 4, "{full} found no room");
+        assert!(most[0] <= NEW && most[1] <= NEW_AND_FULL, "{most:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_decision_on_a_known_key_looks_at_more_than_is_stated() {
+        let keyed = buckets(20_000);
+        let keys: Vec<u64> = (0..20_000).filter(|key| keyed.try_take(*key, 1).is_ok()).collect();
+        assert!(keys.len() > 18_000);
+        let most = |is_ok: bool| {
+            let looks = keys.iter().map(|key| {
+                let (took, looked) = decide(&keyed, *key, take);
+                assert_eq!(took.is_ok(), is_ok);
+                looked
+            });
+            looks.max().unwrap_or(0)
+        };
+        assert!(most(true) <= LET_IN);
+        assert!(most(false) <= KNOWN);
+        for change in [0, 1] {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            if change == 0 {
+                keyed.plan().set(TokenBucket::per_second(1000).burst(3)).unwrap();
+            } else {
+                keyed.reassign();
+            }
+            assert!(most(true) <= KNOWN);
+            assert!(most(false) <= KNOWN);
+        }
+    }
+
+    /// The same for gates that have to be asked, and that hold a pass for a while.
+    #[tokio::test(start_paused = true)]
+    async fn no_decision_on_gates_that_have_to_be_asked_looks_at_more_than_is_stated() {
+        let keyed = Keyed::by("tenant", Semaphore::permits(1)).capacity(500).build().unwrap();
+        let mut held: Vec<Guard> = Vec::new();
+        let mut full = 0;
+        for key in 0..50_000_u64 {
+            let (guard, looked) = decide(&keyed, key, |key| key.try_acquire());
+            assert!(looked <= NEW_AND_FULL, "{looked}");
+            match guard.map_err(|no| no.reason()) {
+                Ok(guard) => held.push(guard),
+                Err(Reason::KeySpaceFull) => full += 1,
+                Err(other) => panic!("{other:?}"),
+            }
+            if key % 700 == 0 {
+                held.clear();
+            }
+        }
+        assert!(full > 0);
+        drop(held);
+        assert_eq!(keyed.stats().pinned, 0);
+    }
+}

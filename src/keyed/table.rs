@@ -150,7 +150,7 @@ impl<V> Table<V> {
         }
         let places = [self.first(id.place), self.second(id.place)].map(|bucket| {
             let taken = self.index[bucket].iter().position(|entry| *entry == 0).unwrap_or(WIDTH);
-            self.looked.at(taken + 1);
+            self.looked.at(WIDTH.min(taken + 1));
             (bucket, taken)
         });
         let [first, second] = places;
@@ -201,6 +201,12 @@ impl<V> Table<V> {
         Some(value)
     }
 
+    /// How many places and entries were looked at since this was last asked.
+    #[cfg(all(test, not(resile_loom)))]
+    pub(super) fn looked(&self) -> usize {
+        self.looked.0.take()
+    }
+
     /// Moves the hand on to the next slot that was ever used, and round.
     pub(super) fn advance(&mut self) -> u32 {
         self.looked.at(1);
@@ -212,13 +218,13 @@ impl<V> Table<V> {
 
 /// How many places and entries were looked at, for the tests of the bound.
 #[derive(Debug, Default)]
-struct Looked(#[cfg(test)] std::cell::Cell<usize>);
+struct Looked(#[cfg(all(test, not(resile_loom)))] std::cell::Cell<usize>);
 
 impl Looked {
     #[inline]
-    #[cfg_attr(not(test), allow(clippy::unused_self, reason = "it counts in tests only"))]
+    #[allow(clippy::unused_self, reason = "it counts in tests only")]
     fn at(&self, more: usize) {
-        #[cfg(test)]
+        #[cfg(all(test, not(resile_loom)))]
         self.0.set(self.0.get() + more);
         let _ = more;
     }
