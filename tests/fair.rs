@@ -115,6 +115,25 @@ async fn the_line_is_bounded_in_all_and_per_key() {
     assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
 }
 
+/// It would have made all turns as long as its cost while it waited to be refused.
+#[tokio::test(start_paused = true)]
+async fn who_can_never_be_let_in_does_not_stand_in_line() {
+    let fair = Fair::by("tenant", Semaphore::permits(3)).build().unwrap();
+    let (policy, order) = (gated(&fair), Order::default());
+    let holds = fair.limit().try_acquire_many(3).unwrap();
+    let mut first = call(&policy, &order, 1, 1, ms(10));
+    assert!(Flag::default().poll(first.as_mut()).is_pending());
+    let huge = policy.call().key("tenant", 2_u64).cost(4).run(|| async { Ok::<_, ()>(()) });
+    let Some(Err(error)) = futures::future::poll_immediate(huge).await else { panic!("it is told at once") };
+    assert_eq!(error.refusal().unwrap().reason(), Reason::CostAboveLimit { cost: 4, limit: 3 });
+    fair.limit().close();
+    let late = policy.call().key("tenant", 3_u64).run(|| async { Ok::<_, ()>(()) });
+    let Some(Err(error)) = futures::future::poll_immediate(late).await else { panic!("it is told at once") };
+    assert_eq!(error.refusal().unwrap().reason(), Reason::Closed);
+    drop((holds, first));
+    assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
+}
+
 #[test]
 fn wrong_settings_are_told() {
     let wrong = Fair::by("tenant", Semaphore::permits(0)).max_queue(u32::MAX).max_queue_per_key(0).build();

@@ -50,7 +50,8 @@
 //! # Cost
 //!
 //! Without waiters a lock held for a few instructions, and the limit's own. Waiting costs a wake-up more than the limit
-//! alone: it is passed on from one to the next.
+//! alone: it is passed on from one to the next. Who is next is found in a few steps however many wait, and who leaves the
+//! line looks at no more than the others of its key.
 //!
 //! # Not for
 //!
@@ -240,6 +241,12 @@ impl<G: Gate> Fair<G> {
     fn stand_in_line(&self, id: Id, key: KeyRef<'_>, call: &Call) -> Entry {
         if !call.may_wait() {
             return self.refuse(Reason::Busy);
+        }
+        // Who can never be let in is told now: in line, its cost would make everybody's turns longer.
+        if let Err(never) = self.0.gate.look(call) {
+            if matches!(never.reason(), Reason::CostAboveLimit { .. } | Reason::ZeroCost | Reason::Closed) {
+                return Entry::Refused(never);
+            }
         }
         let weight = self.0.weights.as_ref().map_or(NonZeroU32::MIN, |weights| weights(key));
         let mut state = self.0.state.lock();
