@@ -13,12 +13,14 @@ use std::time::Duration;
 use futures::future::poll_immediate;
 use proptest::prelude::*;
 use resile::{
-    Call, CircuitBreaker, Entry, Gate, Guard, Key, KeyRef, Keyed, Moment, Outcome, Pass, PerKey, Plan, Policy, Rate,
-    Reason, Semaphore, SlidingWindow, State, TokenBucket,
+    Call, CircuitBreaker, Entry, Gate, Guard, Key, KeyRef, Keyed, Layers, Moment, Outcome, Pass, PerKey, Plan, Policy,
+    Rate, Reason, Semaphore, SlidingWindow, State, TokenBucket,
 };
 use support::hand::{Clock, Flag, catch_boom};
+use support::journal::Journal;
 use support::ms;
 use support::script::boom;
+use support::watch::Spy;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -529,6 +531,39 @@ async fn the_heaviest_and_the_most_refused_are_named() {
     let refused = keyed.most_refused(5);
     assert_eq!((refused[0].count, refused[0].error), (2, 0));
     assert_eq!(names(refused), [Key::from("greedy"), Key::from(7_u32)]);
+}
+
+/// A look said yes to every new key: so each call of a flood took a token of the layers before, and put it back only if
+/// nobody else had taken one since.
+#[tokio::test(start_paused = true)]
+async fn a_look_knows_that_there_is_no_room() {
+    for shared in [false, true] {
+        let journal = Journal::default();
+        let first = Spy::new("first", &journal);
+        let mut per_tenant = Keyed::by("tenant", TokenBucket::per_second(1).burst(2)).capacity(1);
+        if shared {
+            per_tenant = per_tenant.overflow(hourly(1));
+        }
+        let per_tenant = per_tenant.build().unwrap();
+        let layers = Layers::new().layer("first", first.clone()).layer("tenant", per_tenant.clone()).build().unwrap();
+        let policy = Policy::named("api").gate(layers).build().unwrap();
+        let call = |tenant: u64| policy.call().key("tenant", tenant).run(|| async { Ok::<_, ()>(()) });
+        per_tenant.try_take("busy", 1).unwrap();
+        if shared {
+            per_tenant.try_take("other", 1).unwrap();
+        }
+        assert!(call(0).await.is_err());
+        let asked = first.asked();
+        for made_up in 1..100 {
+            let error = call(made_up).await.unwrap_err();
+            let reason = if shared { Reason::Busy } else { Reason::KeySpaceFull };
+            assert_eq!(error.refusal().map(resile::Refusal::reason), Some(reason));
+        }
+        assert_eq!(first.asked(), asked, "nothing is taken where nothing can come of it");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        call(100).await.unwrap();
+        assert_eq!(per_tenant.with("busy", |_| ()), None, "there is room by now");
+    }
 }
 
 /// Of gates that have to be asked, eight were looked at where sixty-four had been said.

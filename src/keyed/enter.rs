@@ -234,8 +234,8 @@ impl<G: PerKey> Shared<G> {
         self.shards[self.number(who.id) as usize].lock().refused.add(who.id, who.key, 1);
     }
 
-    /// What [`enter`](Self::enter) would say to a call that doesn't want to wait. Changes nothing but the count of refusals.
-    /// Settings that have changed are for the one who enters.
+    /// What [`enter`](Self::enter) would say to a call that doesn't want to wait. Changes nothing but what is counted, and
+    /// that a new key may find the room that was made for it. Settings that have changed are for the one who enters.
     #[inline]
     pub(super) fn look(&self, who: Who<'_>, call: &Call) -> Result<(), Refusal> {
         let shard = &self.shards[self.number(who.id) as usize];
@@ -265,11 +265,34 @@ impl<G: PerKey> Shared<G> {
             (Some(None), _) => Ok(()),
             (Some(Some((reason, due))), _) => Err(self.refusal(reason, due, call.now())),
             (None, Some(gate)) => gate.look(call),
-            (None, None) => self.ask_plan(who.key).0.settings.look(call),
+            (None, None) => {
+                let (version, _) = self.ask_plan(who.key);
+                version.settings.look(call).and_then(|()| self.look_for_room(who, call))
+            }
         };
         looked.map_err(|refusal| {
             self.note_refused(who);
             refusal.in_name_of(&self.name)
         })
+    }
+
+    /// Whether there is room for a new key; if not, what the gate says that such keys share.
+    fn look_for_room(&self, who: Who<'_>, call: &Call) -> Result<(), Refusal> {
+        let number = self.number(who.id);
+        let mut waste = Waste::new();
+        let mut shard = self.shards[number as usize].lock();
+        if !shard.table.has_room_for(who.id) {
+            (shard, _) = self.give_up(number, shard, (STEPS, 1), call.now(), &mut waste);
+        }
+        if shard.table.has_room_for(who.id) || shard.table.find(who.id).is_some() {
+            return Ok(());
+        }
+        if let Some(gate) = &self.overflow {
+            drop(shard);
+            return gate.look(call);
+        }
+        shard.overflowed += 1;
+        drop(shard);
+        Err(self.refusal(Reason::KeySpaceFull, Moment::NEVER, Moment::NEVER))
     }
 }
