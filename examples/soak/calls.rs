@@ -14,6 +14,7 @@ use resile::{Cancel, ChildEnd, Error, FutureExt, Guard, Job, Policy, Priority, R
 
 use crate::service::Service;
 use crate::tally::End;
+use crate::tenants::Tenants;
 
 /// The message of the panics that belong to the soak.
 pub const PLANNED: &str = "planned";
@@ -87,11 +88,12 @@ pub struct Plan {
 
 impl Plan {
     fn policy(&mut self) -> Policy {
-        let [usual, limited, inside] = &self.service.policies;
-        match self.dice.random_range(0..4) {
+        let [usual, limited, inside, tenants] = &self.service.policies;
+        match self.dice.random_range(0..5) {
             0 | 1 => usual.clone(),
             2 => limited.clone(),
-            _ => inside.clone(),
+            3 => inside.clone(),
+            _ => tenants.clone(),
         }
     }
 
@@ -173,7 +175,7 @@ async fn said(mut plan: Plan) -> End {
         Err(Failure) => Verdict::Transient(None),
     };
     let cost = plan.dice.random_range(1..=3);
-    let mut call = policy.call().cost(cost).priority(Priority::High).key("tenant", cost);
+    let mut call = policy.call().cost(cost).priority(Priority::High);
     call = call.deadline(plan.millis(100)).cancel_on(&plan.cancel);
     if plan.dice.random_ratio(1, 4) {
         call = call.no_wait();
@@ -261,7 +263,8 @@ fn of_scope(end: &ScopeEnd<u32, Error<Failure>>) -> End {
 
 /// A request with a deadline that makes two calls after one another, and one beside them.
 async fn in_context(mut plan: Plan) -> End {
-    let outer = plan.context().deadline(plan.millis(100)).priority(Priority::Low).key("tenant", plan.dice.next_u64());
+    let outer =
+        plan.context().deadline(plan.millis(100)).priority(Priority::Low).key("tenant", Tenants::draw(&mut plan.dice));
     let inner = Context::new().deadline(plan.millis(100));
     let [one, two, three] = [(); 3].map(|()| plan.policy().into_run(plan.operation()));
     let serve = async move {
@@ -312,6 +315,7 @@ async fn compute(mut plan: Plan) -> End {
 async fn guards(mut plan: Plan) -> End {
     let (service, mut operation) = (plan.service.clone(), plan.operation());
     let place = plan.dice.random_range(0..2);
+    let tenant = Tenants::draw(&mut plan.dice);
     let (cost, verdict) = (plan.dice.random_range(1..=3), plan.dice.random_range(0..4));
     let held = async {
         let _place = service.drain.try_acquire()?;
@@ -319,6 +323,8 @@ async fn guards(mut plan: Plan) -> End {
         let peer = service.breakers[place].try_acquire()?;
         let _tokens = service.buckets[place].acquire_many(cost).await?;
         let _permits = service.permits[place].semaphore.acquire_many(cost).await?;
+        let _token = service.tenants.buckets.of(&tenant).acquire().await?;
+        let _permit = service.tenants.permits.of(&tenant).acquire().await?;
         let _number = Guard::acquire(service.turnstiles[place].clone()).await?;
         let result = operation().await;
         match verdict {

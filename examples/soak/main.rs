@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The [`service`] has the gates and the policies over them, one gate being a user's own [`turnstile`] that keeps a book
-//! of its passes. The operations sleep 0 to 20 ms, and at times fail, are slow, or hang. [`calls`] has the ways of
+//! of its passes; every call has one of its [`tenants`], half of whom are made up. The operations sleep 0 to 20 ms, and at times fail, are slow, or hang. [`calls`] has the ways of
 //! calling, and a [`worker`] makes them: of a hundred calls one is cut short, by dropping its future, by a `Cancel`, or by
 //! aborting its task, and of a thousand one panics.
 //!
@@ -18,6 +18,7 @@
 //!   below zero, and every pass is either inside or came back, once: twenty times a second;
 //! * calls end in every second, so nothing is wedged;
 //! * while the drain is closed, nothing at all is held, although everybody goes on calling;
+//! * a table of tenants never has more entries than it has room for, and all are as good as new once nobody calls;
 //! * at the end nothing is held, no task is alive, every call that was begun has ended, each policy still works, and
 //!   memory has stayed where it was when a third of the time was over, but for 4 MiB.
 //!
@@ -28,6 +29,7 @@ mod calls;
 mod memory;
 mod service;
 mod tally;
+mod tenants;
 mod turnstile;
 mod watch;
 mod worker;
@@ -99,6 +101,9 @@ async fn soak(arguments: Arguments) -> anyhow::Result<()> {
     println!("ended early, by the policies' records: {}", service.early);
     println!("cleanups: {cleaned} ran to their end, {failed} failed as they were to");
     println!("turnstiles: {given} passes given, and each came back once");
+    let [buckets, permits] = [service.tenants.buckets.stats(), service.tenants.permits.stats()];
+    println!("tenants' buckets: {} given up, {} found no room", buckets.evicted, buckets.overflowed);
+    println!("tenants' permits: {} given up, {} found no room", permits.evicted, permits.overflowed);
     println!("memory: {} KiB when warm, at most {} KiB later", memory.warm, memory.after);
     let surprises = SURPRISES.load(Relaxed);
     ensure!(surprises == 0, "{surprises} panics were not planned");

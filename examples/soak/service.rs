@@ -1,5 +1,6 @@
-//! What is soaked: one of each gate and more, three policies over them, and the drain around all.
+//! What is soaked: one of each gate and more, four policies over them, and the drain around all.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
@@ -12,15 +13,18 @@ use resile::{
 };
 
 use crate::tally::{Early, Tally};
+use crate::tenants::Tenants;
 use crate::turnstile::Turnstile;
 
 /// How many tasks call at a time.
 pub const TASKS: u64 = 2_000;
 /// How many permits a semaphore has, drawn anew each second.
-const PERMITS: std::ops::RangeInclusive<u32> = 16..=96;
+const PERMITS: RangeInclusive<u32> = 16..=96;
+/// The same for the one that the tenants share, who have to stand in line for it.
+const FEW_PERMITS: RangeInclusive<u32> = 3..=16;
 /// How many calls a second a limiter lets through, drawn anew each second.
-const RATES: std::ops::RangeInclusive<u64> = 1_000..=5_000;
-const QUEUE: u32 = 256;
+const RATES: RangeInclusive<u64> = 1_000..=5_000;
+pub const QUEUE: u32 = 256;
 const THREADS: u32 = 2;
 /// How many retries the tight budget allows whatever the traffic, and so how many when there is none.
 const FLOOR: u32 = 3;
@@ -33,15 +37,17 @@ const fn millis(millis: u64) -> Duration {
 pub struct Permits {
     pub semaphore: Semaphore,
     highest: AtomicU32,
+    range: RangeInclusive<u32>,
 }
 
 impl Permits {
-    fn new(name: &'static str) -> Result<Self, ConfigError> {
-        let semaphore = Semaphore::permits(*PERMITS.start()).max_queue(QUEUE).named(name).build()?;
-        Ok(Self { semaphore, highest: AtomicU32::new(*PERMITS.start()) })
+    fn new(name: &'static str, range: RangeInclusive<u32>) -> Result<Self, ConfigError> {
+        let semaphore = Semaphore::permits(*range.start()).max_queue(QUEUE).named(name).build()?;
+        Ok(Self { semaphore, highest: AtomicU32::new(*range.start()), range })
     }
 
-    fn resize(&self, permits: u32) -> Result<(), ConfigError> {
+    fn resize(&self, dice: &mut SmallRng) -> Result<(), ConfigError> {
+        let permits = dice.random_range(self.range.clone());
         self.highest.fetch_max(permits, Relaxed);
         self.semaphore.resize(permits)
     }
@@ -49,21 +55,22 @@ impl Permits {
 
 pub struct Service {
     pub drain: Drain,
-    pub permits: [Permits; 3],
+    pub permits: [Permits; 4],
     pub breakers: [CircuitBreaker; 2],
-    pub buckets: [TokenBucket; 2],
+    pub buckets: [TokenBucket; 3],
     pub leaky: LeakyBucket,
     pub window: SlidingWindow,
     pub quota: Quota,
-    /// Each stands directly inside of the semaphore of the same place.
-    pub turnstiles: [Arc<Turnstile>; 3],
+    /// Each stands directly inside of the semaphore of the same place, the last with the tenants' line before that.
+    pub turnstiles: [Arc<Turnstile>; 4],
+    pub tenants: Tenants,
     /// Counts retries in flight, so that one that is lost is seen.
     tight: RetryBudget,
     /// Counts calls in flight: two retries for each, so that no retry hides its call.
     loose: RetryBudget,
     pub blocking: Blocking,
     pub compute: Compute,
-    pub policies: [Policy; 3],
+    pub policies: [Policy; 4],
     /// How many operations are at work, wherever that is.
     pub operating: Arc<AtomicI64>,
     pub stopped: AtomicBool,
@@ -74,16 +81,27 @@ pub struct Service {
 impl Service {
     pub fn new(seed: u64) -> Result<Self, ConfigError> {
         let drain = Drain::builder().cancel_wait(Duration::from_secs(2)).build()?;
-        let permits = [Permits::new("permits 0")?, Permits::new("permits 1")?, Permits::new("permits 2")?];
+        let permits = [
+            Permits::new("permits 0", PERMITS)?,
+            Permits::new("permits 1", PERMITS)?,
+            Permits::new("permits 2", PERMITS)?,
+            Permits::new("permits 3", FEW_PERMITS)?,
+        ];
         let breaker =
             || CircuitBreaker::builder().failure_rate(0.4).over(millis(1_000)).open_for(millis(100)).seed(seed);
         let breakers = [breaker().named("breaker 0").build()?, breaker().slow_calls(millis(19), 0.5).build()?];
         let bucket = || TokenBucket::per_second(*RATES.end()).burst(50).max_queue(QUEUE);
-        let buckets = [bucket().named("bucket 0").build()?, bucket().named("bucket 1").build()?];
+        let buckets = [
+            bucket().named("bucket 0").build()?,
+            bucket().named("bucket 1").build()?,
+            bucket().named("bucket 2").build()?,
+        ];
         let leaky = LeakyBucket::per_second(*RATES.end()).max_queue(QUEUE).build()?;
         let window = SlidingWindow::per_second(*RATES.end()).max_queue(QUEUE).build()?;
         let quota = Quota::per_second(*RATES.end()).max_queue(QUEUE).build()?;
-        let turnstiles = ["turnstile 0", "turnstile 1", "turnstile 2"].map(|name| Arc::new(Turnstile::new(name)));
+        let turnstiles = ["turnstile 0", "turnstile 1", "turnstile 2", "turnstile 3"];
+        let turnstiles = turnstiles.map(|name| Arc::new(Turnstile::new(name)));
+        let tenants = Tenants::new(&permits[3].semaphore)?;
         let tight = RetryBudget::share(0.2).floor(FLOOR).build()?;
         let loose = RetryBudget::share(2.0).floor(0).build()?;
         let early = Arc::new(Early::default());
@@ -128,6 +146,7 @@ impl Service {
             .timeout(millis(25))
             .on_early_end(tell())
             .build()?;
+        let per_tenant = tenants.policy(&drain, &buckets[2], &turnstiles[3])?;
         Ok(Self {
             drain,
             permits,
@@ -137,11 +156,12 @@ impl Service {
             window,
             quota,
             turnstiles,
+            tenants,
             tight,
             loose,
             blocking: Blocking::builder().threads(THREADS).max_queue(QUEUE).build()?,
             compute: Compute::builder().threads(THREADS).max_queue(QUEUE).build()?,
-            policies: [usual, limited, inside],
+            policies: [usual, limited, inside, per_tenant],
             operating: Arc::default(),
             stopped: AtomicBool::new(false),
             tally: Tally::default(),
@@ -152,7 +172,7 @@ impl Service {
     /// Gives every limit a new value, and pushes the breakers about.
     pub fn change_limits(&self, dice: &mut SmallRng) -> Result<(), ConfigError> {
         for permits in &self.permits {
-            permits.resize(dice.random_range(PERMITS))?;
+            permits.resize(dice)?;
         }
         for bucket in &self.buckets {
             bucket.set_rate(Rate::per_second(dice.random_range(RATES)))?;
@@ -160,6 +180,7 @@ impl Service {
         self.leaky.set_rate(Rate::per_second(dice.random_range(RATES)))?;
         self.window.set_rate(Rate::per_second(dice.random_range(RATES)))?;
         self.quota.set_limit(dice.random_range(RATES))?;
+        self.tenants.change_limits(dice)?;
         for breaker in &self.breakers {
             match dice.next_u32() % 6 {
                 0 => breaker.force_open(),
@@ -177,7 +198,7 @@ impl Service {
 
     /// What must hold at any moment.
     pub fn inspect(&self) -> Result<(), String> {
-        for (Permits { semaphore, highest }, turnstile) in self.permits.iter().zip(&self.turnstiles) {
+        for (Permits { semaphore, highest, .. }, turnstile) in self.permits.iter().zip(&self.turnstiles) {
             // The limit of before it was lowered still holds for those inside, and what is inside is read first: the
             // limit may be raised between the two.
             let (in_use, queued) = (semaphore.in_use(), semaphore.queued());
@@ -190,6 +211,7 @@ impl Service {
             at_most(&format!("{bucket}, queued"), bucket.queued(), QUEUE)?;
             at_most(&format!("{bucket}, tokens"), bucket.peek(), bucket.burst())?;
         }
+        self.tenants.inspect()?;
         at_most("leaky bucket, queued", self.leaky.queued(), QUEUE)?;
         at_most("window, queued", self.window.queued(), QUEUE)?;
         at_most("quota, queued", self.quota.queued(), QUEUE)?;
@@ -232,6 +254,9 @@ impl Service {
         for bucket in &self.buckets {
             count(format!("{bucket}, queued"), bucket.queued().into());
         }
+        for (what, number) in self.tenants.held() {
+            count(what.into(), number.into());
+        }
         count("leaky bucket, queued".into(), self.leaky.queued().into());
         count("window, queued".into(), self.window.queued().into());
         count("quota, queued".into(), self.quota.queued().into());
@@ -251,6 +276,6 @@ impl Service {
     }
 }
 
-fn at_most<N: PartialOrd + std::fmt::Display + Copy>(what: &str, number: N, most: N) -> Result<(), String> {
+pub fn at_most<N: PartialOrd + std::fmt::Display + Copy>(what: &str, number: N, most: N) -> Result<(), String> {
     if number > most { Err(format!("{what}: {number}, the most is {most}")) } else { Ok(()) }
 }

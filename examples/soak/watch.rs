@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use resile::context::{self, Context};
 use resile::{Drained, FutureExt as _, Phase, infallible};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -47,16 +48,19 @@ pub async fn watch(service: &Arc<Service>, seconds: u64, seed: u64) -> anyhow::R
 }
 
 fn line(second: u64, calls: u64, service: &Service) -> String {
-    let [a, b, c] = service.permits.each_ref().map(|permits| {
+    let permits = service.permits.each_ref().map(|permits| {
         let semaphore = &permits.semaphore;
-        format!("{}/{}+{}", semaphore.in_use(), semaphore.limit(), semaphore.queued())
+        format!("{:>9}", format!("{}/{}+{}", semaphore.in_use(), semaphore.limit(), semaphore.queued()))
     });
-    let breakers = service.breakers.each_ref().map(|breaker| format!("{:?}", breaker.state()));
+    let breakers = service.breakers.each_ref().map(|breaker| format!("{:>12}", format!("{:?}", breaker.state())));
+    let tenants = service.tenants.buckets.stats();
     format!(
-        "{second:>3} s  {calls:>6} calls  in flight {:>4}  permits {a:>9} {b:>9} {c:>9}  breakers {:>12} {:>12}  tasks {:>5}  {:>4} MiB",
+        "{second:>3} s  {calls:>6} calls  in flight {:>4}  permits {}  tenants {:>2}-{:<2}  breakers {}  tasks {:>5}  {:>4} MiB",
         service.drain.in_flight(),
-        breakers[0],
-        breakers[1],
+        permits.join(" "),
+        tenants.live,
+        tenants.pinned,
+        breakers.join(" "),
         Handle::current().metrics().num_alive_tasks(),
         resident().unwrap_or(0) / 1024,
     )
@@ -108,12 +112,15 @@ pub async fn end(service: &Service) -> anyhow::Result<()> {
         bail!("{missing}: this was no soak");
     }
     ensure!(service.tally.total(End::Done) > TASKS, "hardly a call went well");
+    ensure!(service.tenants.buckets.stats().overflowed > 0, "the tenants' table was never full: this was no soak");
+    service.tenants.rest().await?;
     service.open_up();
     for policy in &service.policies {
         // Each turnstile refuses now and then.
         let mut result = Ok(());
         for _ in 0..3 {
-            result = policy.run(|| infallible(async {})).within(Duration::from_secs(1)).await;
+            let call = policy.run(|| infallible(async {})).within(Duration::from_secs(1));
+            result = context::scope(Context::new().key("tenant", "the last"), call).await;
             if result.is_ok() {
                 break;
             }

@@ -9,11 +9,13 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
+use resile::context::{self, Context};
 use resile::{Cancel, CancelReason};
 
 use crate::calls::{Plan, Way, call};
 use crate::service::Service;
 use crate::tally::End;
+use crate::tenants::Tenants;
 
 /// How long a task thinks between two calls, in milliseconds.
 const THINKS: std::ops::Range<u64> = 100..400;
@@ -60,7 +62,8 @@ async fn call_once(service: &Arc<Service>, way: Way, dice: &mut SmallRng) -> End
         panics: dice.random_ratio(1, PANICS),
         cancel: cancel.clone(),
     };
-    let call = caught(call(way, plan));
+    let tenant = Context::new().key("tenant", Tenants::draw(dice));
+    let call = context::scope(tenant, caught(call(way, plan)));
     let cut = Cut::draw(dice);
     let after = Duration::from_micros(dice.random_range(0..20_000));
     match cut {

@@ -347,13 +347,11 @@ impl<G: PerKey> Gate for Keyed<G> {
     }
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
-        match self.who(call) {
-            Some(who) => self.0.poll_wait(who, &ticket, call, cx),
-            None => {
-                self.0.abandon(&ticket);
-                Entry::Refused(self.no_key())
-            }
-        }
+        let Some(who) = self.who(call) else {
+            self.0.abandon(&ticket);
+            return Entry::Refused(self.no_key());
+        };
+        self.0.poll_wait(who, &ticket, call, cx)
     }
 
     fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
