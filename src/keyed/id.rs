@@ -3,7 +3,7 @@
 //! Keys come from outside, and whoever chooses them must not be able to choose where they lie. A number goes through
 //! two rounds of a 64-bit mixer with secrets before, between and after, a bijection: two numbers never share an id. A text
 //! is hashed twice by the standard library's `SipHash`, each time under a key of its own: that two of a million texts
-//! share an id has a chance of 2^-57, and nobody outside can look for such a pair.
+//! share an id has a chance of 2^-56, and nobody outside can look for such a pair.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};

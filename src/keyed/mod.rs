@@ -49,7 +49,7 @@
 //! A key is a number or a text of any length. Of it the table keeps 96 bits, made with a secret of the process: the
 //! number itself in other words, or two `SipHash`es of the text. So the memory of a key is the same whatever its length,
 //! whoever chooses keys cannot choose where they lie, and that any two of a million texts share an entry has a chance of
-//! 2^-57. An empty text is a key as any other. A call without the key is refused with [`Reason::NoKey`].
+//! 2^-56. An empty text is a key as any other. A call without the key is refused with [`Reason::NoKey`].
 //!
 //! # Settings per key, and while in use
 //!
