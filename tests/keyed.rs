@@ -922,3 +922,28 @@ async fn a_gate_that_another_has_given_up_meanwhile_is_dropped_under_no_lock() {
     keyed.of("b").try_acquire().unwrap().success();
     assert_eq!((keyed.stats().evicted, dropped.load(Relaxed)), (1, 1));
 }
+
+/// A key that was there used to be refused as one without room after eight rounds of asking.
+#[tokio::test(start_paused = true)]
+async fn plans_that_are_assigned_anew_all_the_time_hold_up_nobody() {
+    let (table, asked) = (Arc::new(OnceLock::<Keyed<TokenBucket>>::new()), Arc::new(AtomicU32::new(0)));
+    let keyed = Keyed::by("tenant", hourly(10))
+        .plans({
+            let (table, asked) = (table.clone(), asked.clone());
+            move |_| {
+                asked.fetch_add(1, Relaxed);
+                table.get().unwrap().reassign();
+                None
+            }
+        })
+        .capacity(1)
+        .build()
+        .unwrap();
+    assert!(table.set(keyed.clone()).is_ok());
+    for calls in 1..=10 {
+        keyed.try_take("a", 1).unwrap();
+        assert_eq!(asked.load(Relaxed), calls, "once for each call");
+    }
+    assert_eq!(reason(keyed.try_take("a", 1)), Some(Reason::Busy));
+    assert_eq!(keyed.stats().overflowed, 0);
+}

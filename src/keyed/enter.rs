@@ -133,21 +133,17 @@ impl<G: PerKey> Shared<G> {
                 }
                 return self.enter_pinned(who, call, number, slot, shard, None);
             };
-            // Its settings may have changed.
-            let epoch = self.epoch();
+            // Its settings may have changed. Whoever has asked goes by what it was told: it asks once, and if that does not
+            // hold any more, the next one asks again.
             let mut new = None;
-            if shard.table.mark(slot) != Some(epoch) {
-                match &asked {
-                    Some((version, since)) if *since == epoch => {
-                        shard.table.set_mark(slot, epoch);
-                        new = Some(version.clone());
-                    }
-                    _ => {
-                        drop(shard);
-                        asked = Some(self.ask_plan(key));
-                        continue;
-                    }
-                }
+            if shard.table.mark(slot) != Some(self.epoch()) {
+                let Some((version, since)) = &asked else {
+                    drop(shard);
+                    asked = Some(self.ask_plan(key));
+                    continue;
+                };
+                shard.table.set_mark(slot, *since);
+                new = Some(version.clone());
             }
             let Some(entry) = shard.table.get_mut(slot) else { continue };
             if let Some(plan) = entry.version.changed().filter(|_| new.is_none()) {
