@@ -566,6 +566,50 @@ async fn a_look_knows_that_there_is_no_room() {
     }
 }
 
+/// Layers that refuse look before they enter, and a look went by the old settings: whoever was refused by them never
+/// entered, and so never followed.
+#[tokio::test(start_paused = true)]
+async fn new_settings_reach_a_key_that_is_only_looked_at() {
+    let rich = Plan::new(TokenBucket::per_second(1000).burst(10)).unwrap();
+    let is_rich = Arc::new(AtomicBool::new(false));
+    let (plan, paid) = (rich.clone(), is_rich.clone());
+    let buckets = Keyed::by("tenant", hourly(1)).plans(move |_| paid.load(Relaxed).then(|| plan.clone()));
+    let buckets = buckets.build().unwrap();
+    let permits = semaphores(1, 10);
+    let layers = |gate: &dyn Fn(resile::LayersBuilder) -> resile::LayersBuilder| {
+        let layers = gate(Layers::new().layer("all", TokenBucket::per_second(1000).burst(100))).build().unwrap();
+        Policy::named("api").gate(layers).build().unwrap()
+    };
+    let run = |policy: &Policy| {
+        let call = policy.call().owned().key("tenant", "a");
+        call.run(|| async { Ok::<_, ()>(()) })
+    };
+
+    let policy = layers(&|layers| layers.layer("tenant", buckets.clone()));
+    run(&policy).await.unwrap();
+    assert!(run(&policy).await.is_err() && run(&policy).await.is_err());
+    buckets.plan().set(TokenBucket::per_second(1000).burst(5)).unwrap();
+    assert!(run(&policy).await.is_err(), "it follows, and has no token yet");
+    tokio::time::advance(ms(1)).await;
+    run(&policy).await.unwrap();
+    assert!(run(&policy).await.is_err());
+    buckets.plan().set(hourly(1)).unwrap();
+    assert!(run(&policy).await.is_err());
+    is_rich.store(true, Relaxed);
+    buckets.reassign();
+    assert!(run(&policy).await.is_err());
+    tokio::time::advance(ms(1)).await;
+    run(&policy).await.unwrap();
+
+    let policy = layers(&|layers| layers.layer("tenant", permits.clone()));
+    let held = permits.of("a").try_acquire().unwrap();
+    assert!(run(&policy).await.is_err() && run(&policy).await.is_err());
+    permits.plan().set(Semaphore::permits(2)).unwrap();
+    run(&policy).await.unwrap();
+    drop(held);
+    assert_eq!((permits.stats().pinned, buckets.stats().pinned), (0, 0));
+}
+
 /// Of gates that have to be asked, eight were looked at where sixty-four had been said.
 #[tokio::test(start_paused = true)]
 async fn a_sweep_looks_at_as_many_entries_as_it_is_told_and_goes_round_once() {

@@ -44,6 +44,9 @@ pub(super) struct Who<'a> {
     pub(super) key: KeyRef<'a>,
 }
 
+/// The plan of a key has to be asked for, with the lock released.
+struct Unasked;
+
 impl<G: PerKey> Shared<G> {
     #[inline]
     pub(super) fn number(&self, id: Id) -> u32 {
@@ -133,29 +136,12 @@ impl<G: PerKey> Shared<G> {
                 }
                 return self.enter_pinned(who, call, number, slot, shard, None);
             };
-            // Its settings may have changed. Whoever has asked goes by what it was told: it asks once, and if that does not
-            // hold any more, the next one asks again.
-            let mut new = None;
-            if shard.table.mark(slot) != Some(self.epoch()) {
-                let Some((version, since)) = &asked else {
-                    drop(shard);
-                    asked = Some(self.ask_plan(key));
-                    continue;
-                };
-                shard.table.set_mark(slot, *since);
-                new = Some(version.clone());
-            }
-            let Some(entry) = shard.table.get_mut(slot) else { continue };
-            if let Some(plan) = entry.version.changed().filter(|_| new.is_none()) {
-                new = Some(plan.version());
-                waste.keep_plan(plan);
-            }
-            let new = new.filter(|new| !Arc::ptr_eq(new, &entry.version));
-            let inflated = entry.word & GATE != 0;
-            if let Some(new) = &new {
-                shard.follow(slot, new.clone(), now, &mut waste);
-            }
-            if G::IN_A_WORD && !inflated {
+            let Ok(new) = self.follow(&mut shard, slot, asked.as_ref(), now, &mut waste) else {
+                drop(shard);
+                asked = Some(self.ask_plan(key));
+                continue;
+            };
+            if G::IN_A_WORD && !shard.has_gate(slot) {
                 if let Some(word) = shard.take_at(slot, id, key, cost, now) {
                     return Entry::Pass(word_pass(word, cost, number, slot));
                 }
@@ -168,9 +154,38 @@ impl<G: PerKey> Shared<G> {
                 }
                 shard.give_gate(slot, |settings, word| Arc::new(settings.word_into(word)));
             }
-            return self.enter_pinned(who, call, number, slot, shard, new.filter(|_| inflated));
+            return self.enter_pinned(who, call, number, slot, shard, new);
         }
         self.enter_overflow(who, call, number)
+    }
+
+    /// Has an entry go by the settings of now: what its gate is to adopt, unless the plan of its key has to be asked for
+    /// first. Whoever has asked goes by what it was told; if that does not hold any more, the next one asks again.
+    fn follow(
+        &self,
+        shard: &mut Shard<G>,
+        slot: u32,
+        asked: Option<&(Arc<Version<G>>, u32)>,
+        now: Moment,
+        waste: &mut Waste<G>,
+    ) -> Result<Option<Arc<Version<G>>>, Unasked> {
+        let mut new = None;
+        if shard.table.mark(slot) != Some(self.epoch()) {
+            let (version, since) = asked.ok_or(Unasked)?;
+            shard.table.set_mark(slot, *since);
+            new = Some(version.clone());
+        }
+        let Some(entry) = shard.table.get(slot) else { return Ok(None) };
+        if let Some(plan) = entry.version.changed().filter(|_| new.is_none()) {
+            new = Some(plan.version());
+            waste.keep_plan(plan);
+        }
+        let new = new.filter(|new| !Arc::ptr_eq(new, &entry.version));
+        let has_gate = entry.word & GATE != 0;
+        if let Some(new) = &new {
+            shard.follow(slot, new.clone(), now, waste);
+        }
+        Ok(new.filter(|_| has_gate))
     }
 
     /// Enters an entry's gate with the lock released.
@@ -180,14 +195,26 @@ impl<G: PerKey> Shared<G> {
         call: &Call,
         number: u32,
         slot: u32,
-        mut shard: MutexGuard<'_, Shard<G>>,
+        shard: MutexGuard<'_, Shard<G>>,
         new: Option<Arc<Version<G>>>,
     ) -> Entry {
-        let gate = shard.pin(slot);
+        match self.pin_and_adopt(number, slot, shard, new) {
+            Some(pin) => self.enter_gate(who, call, pin),
+            None => self.enter_overflow(who, call, number),
+        }
+    }
+
+    /// Keeps an entry in place, and releases the lock to have its gate adopt new settings.
+    fn pin_and_adopt(
+        &self,
+        number: u32,
+        slot: u32,
+        mut shard: MutexGuard<'_, Shard<G>>,
+        mut new: Option<Arc<Version<G>>>,
+    ) -> Option<Pin<'_, G>> {
+        let gate = shard.pin(slot)?;
         drop(shard);
-        let Some(gate) = gate else { return self.enter_overflow(who, call, number) };
         let pin = Pin { shared: self, shard: number, slot: Some(slot), gate };
-        let mut new = new;
         while let Some(version) = new {
             pin.gate.adopt(&version.settings);
             // Who followed later may have been faster: the newest is to be the last.
@@ -195,7 +222,7 @@ impl<G: PerKey> Shared<G> {
             let entry = shard.table.get(slot);
             new = entry.map(|entry| entry.version.clone()).filter(|newest| !Arc::ptr_eq(newest, &version));
         }
-        self.enter_gate(who, call, pin)
+        Some(pin)
     }
 
     #[cold]
@@ -230,8 +257,8 @@ impl<G: PerKey> Shared<G> {
         self.shards[self.number(who.id) as usize].lock().refused.add(who.id, who.key, 1);
     }
 
-    /// What [`enter`](Self::enter) would say to a call that doesn't want to wait. Changes nothing but what is counted, and
-    /// that a new key may find the room that was made for it. Settings that have changed are for the one who enters.
+    /// What [`enter`](Self::enter) would say to a call that doesn't want to wait. Changes nothing but what is counted, that
+    /// an entry goes by the settings of now, and that a new key may find the room that was made for it.
     #[inline]
     pub(super) fn look(&self, who: Who<'_>, call: &Call) -> Result<(), Refusal> {
         let shard = &self.shards[self.number(who.id) as usize];
@@ -246,30 +273,44 @@ impl<G: PerKey> Shared<G> {
 
     #[inline(never)]
     fn look_closely(&self, who: Who<'_>, call: &Call) -> Result<(), Refusal> {
-        let mut shard = self.shards[self.number(who.id) as usize].lock();
-        let (mut no, mut gate) = (None, None);
-        if let Some(slot) = shard.table.find(who.id) {
-            gate = shard.gate_of(slot);
-            no = match shard.table.get(slot) {
-                Some(entry) if gate.is_none() => Some(entry.version.settings.word_refuse(entry.word, call, false)),
-                _ => None,
-            };
-        }
-        drop(shard);
-        let looked = match (no, gate) {
-            // It would be let in by now.
-            (Some(None), _) => Ok(()),
-            (Some(Some((reason, due))), _) => Err(self.refusal(reason, due, call.now())),
-            (None, Some(gate)) => gate.look(call),
-            (None, None) => {
-                let (version, _) = self.ask_plan(who.key);
-                version.settings.look(call).and_then(|()| self.look_for_room(who, call))
-            }
-        };
+        let now = if G::IN_A_WORD { call.now() } else { Moment::NEVER };
+        let looked = self.look_at_entry(who, call, now).unwrap_or_else(|| {
+            let (version, _) = self.ask_plan(who.key);
+            version.settings.look(call).and_then(|()| self.look_for_room(who, call))
+        });
         looked.map_err(|refusal| {
             self.note_refused(who);
             refusal.in_name_of(&self.name)
         })
+    }
+
+    /// What the gate of a key says, if the key has an entry.
+    fn look_at_entry(&self, who: Who<'_>, call: &Call, now: Moment) -> Option<Result<(), Refusal>> {
+        let number = self.number(who.id);
+        let mut asked = None;
+        loop {
+            let mut waste = Waste::new();
+            let mut shard = self.shards[number as usize].lock();
+            let slot = shard.table.find(who.id)?;
+            let Ok(new) = self.follow(&mut shard, slot, asked.as_ref(), now, &mut waste) else {
+                drop(shard);
+                asked = Some(self.ask_plan(who.key));
+                continue;
+            };
+            if new.is_some() {
+                let pin = self.pin_and_adopt(number, slot, shard, new)?;
+                return Some(pin.gate.look(call));
+            }
+            if let Some(gate) = shard.gate_of(slot) {
+                drop(shard);
+                return Some(gate.look(call));
+            }
+            let entry = shard.table.get(slot)?;
+            let no = entry.version.settings.word_refuse(entry.word, call, false);
+            drop(shard);
+            // Without a reason it would be let in by now.
+            return Some(no.map_or(Ok(()), |(reason, due)| Err(self.refusal(reason, due, call.now()))));
+        }
     }
 
     /// Whether there is room for a new key; if not, what the gate says that such keys share.

@@ -159,6 +159,10 @@ impl<G: PerKey> Shard<G> {
         }
     }
 
+    pub(super) fn has_gate(&self, slot: u32) -> bool {
+        self.table.get(slot).is_some_and(|cell| cell.word & GATE != 0)
+    }
+
     /// The gate of an entry, if it has one.
     fn gate(&mut self, slot: u32) -> Option<&mut Full<G>> {
         let word = self.table.get(slot)?.word;
