@@ -14,7 +14,7 @@ use futures::future::poll_immediate;
 use proptest::prelude::*;
 use resile::{
     Call, CircuitBreaker, Entry, Gate, Guard, Key, KeyRef, Keyed, Layers, Moment, Outcome, Pass, PerKey, Plan, Policy,
-    Rate, Reason, Semaphore, SlidingWindow, State, TokenBucket,
+    Quota, Rate, Reason, Semaphore, SlidingWindow, State, TokenBucket,
 };
 use support::hand::{Clock, Flag, catch_boom};
 use support::journal::Journal;
@@ -308,6 +308,31 @@ async fn keys_have_their_plans_and_follow_them() {
     assert_eq!(reason(keyed.try_take("poor", 5)), Some(Reason::Busy));
     assert!(gold.set(hourly(0)).is_err());
     assert_eq!(reason(keyed.try_take("poor", 5)), Some(Reason::Busy));
+}
+
+/// How many more a key is let in for.
+fn passes<G: PerKey>(keyed: &Keyed<G>) -> usize {
+    std::iter::from_fn(|| keyed.of("a").try_acquire().ok()).take(100).map(Guard::success).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_reaches_windows_and_quotas_that_are_in_use() {
+    // From a log to counters, too.
+    let windows = Keyed::by("tenant", SlidingWindow::per_minute(3)).build().unwrap();
+    assert_eq!(passes(&windows), 3);
+    windows.plan().set(SlidingWindow::per_minute(5)).unwrap();
+    assert_eq!(passes(&windows), 2);
+    windows.plan().set(SlidingWindow::per_minute(9).exact_up_to(0)).unwrap();
+    assert_eq!(passes(&windows), 4);
+    windows.plan().set(SlidingWindow::per_minute(1)).unwrap();
+    assert_eq!(passes(&windows), 0);
+
+    let quotas = Keyed::by("tenant", Quota::per_day(3)).build().unwrap();
+    assert_eq!(passes(&quotas), 3);
+    quotas.plan().set(Quota::per_day(5)).unwrap();
+    assert_eq!(passes(&quotas), 2);
+    quotas.plan().set(Quota::per_hour(50)).unwrap();
+    assert_eq!(passes(&quotas), 0, "windows of another length are not taken over while in use");
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,8 +61,9 @@ impl<G: PerKey> Plan<G> {
     }
 
     /// Changes the settings. Each key follows at its next call and keeps its state: a bucket its tokens up to the new
-    /// burst, a semaphore the permits that are out. A gate that [adopts](PerKey::adopt) no settings, such as a breaker,
-    /// keeps the old ones for as long as it is in use.
+    /// burst, a semaphore the permits that are out, a window or a quota what was taken. A gate that
+    /// [adopts](PerKey::adopt) no settings, such as a breaker, or a quota whose windows would have another length, keeps
+    /// the old ones for as long as it is in use.
     ///
     /// # Errors
     ///

@@ -102,6 +102,12 @@ macro_rules! under_lock {
             fn is_fresh(&self, now: Moment) -> bool {
                 self.0.is_idle(|_, ledger| ledger.is_fresh(now))
             }
+
+            /// What was taken still counts.
+            fn adopt(&self, settings: &Self) {
+                let (new, now) = (settings.0.read(|_, ledger| ledger.clone()), Moment::now());
+                self.0.change(|_, ledger| ledger.adopt(now, &new));
+            }
         }
     };
 }

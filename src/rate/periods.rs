@@ -173,6 +173,14 @@ impl Windows {
         self.add(more);
     }
 
+    /// Limit and carry-over of another, if its windows are of the same length.
+    pub(super) fn adopt(&mut self, now: Moment, settings: &Self) {
+        if settings.run.window() == self.run.window() {
+            *self = Self { carry: settings.carry, ..self.at(now) };
+            self.set_limit(now, settings.limit);
+        }
+    }
+
     /// A window from first use of which nothing is used has not begun.
     fn rested(mut self) -> Self {
         if let Run::FromFirstUse { begun, .. } = &mut self.run {

@@ -139,7 +139,8 @@ impl SlidingWindow {
         self.0.read(|_, counting| counting.rate())
     }
 
-    /// Whether it remembers every call, or estimates from two counters. That never changes.
+    /// Whether it remembers every call, or estimates from two counters. Only new settings of a [`Keyed`](crate::Keyed)
+    /// that it is in change that.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.0.read(|_, counting| counting.is_exact())

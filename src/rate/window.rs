@@ -181,6 +181,11 @@ impl Weighted {
         u128::from(self.current) * u128::from(self.window) + u128::from(self.before) * u128::from(self.window - elapsed)
     }
 
+    /// How many count, rounded up.
+    fn counted(&self, elapsed: u64) -> u64 {
+        self.estimate(elapsed).div_ceil(u128::from(self.window)).min(MOST.into()) as u64
+    }
+
     fn whole(&self, count: u64) -> u128 {
         u128::from(count) * u128::from(self.window)
     }
@@ -312,11 +317,27 @@ impl Counting {
                 *counters = Weighted { limit: rate.count, ..seen };
                 if rate.period != seen.window {
                     // All that is in view counts as of now, rounded up.
-                    let current = seen.estimate(elapsed).div_ceil(u128::from(seen.window)).min(MOST.into()) as u64;
+                    let current = seen.counted(elapsed);
                     *counters = Weighted { current, latest: seen.latest, ..Weighted::new(rate) };
                 }
             }
         }
+    }
+}
+
+impl Counting {
+    /// Limit and window of another, and its way of counting: between the two, all that counts counts as of now.
+    pub(super) fn adopt(&mut self, now: Moment, settings: &Self) {
+        let (latest, counted) = match (&mut *self, settings) {
+            (Self::Log(log), Self::Weighted(_)) => (log.forget(now), log.sum),
+            (Self::Weighted(counters), Self::Log(_)) => {
+                let (seen, elapsed) = counters.at(now);
+                (seen.latest, seen.counted(elapsed))
+            }
+            _ => return self.set_rate(now, settings.rate()),
+        };
+        *self = settings.another(now);
+        self.charge(Moment::from_nanos(latest), counted);
     }
 }
 
@@ -782,6 +803,21 @@ mod tests {
             counting.set_rate(now, Rate::per_minute(5));
             assert_eq!(counting.facts(now).remaining, 0);
             assert!(counting.facts(now).reset > now);
+        }
+    }
+
+    #[test]
+    fn the_other_way_of_counting_keeps_what_was_taken() {
+        let now = Moment::from_nanos(5_500_000_000);
+        let (log, counters) = (Counting::exact(Rate::per_second(10)), Counting::weighted(Rate::per_second(10)));
+        for (from, to) in [(&log, &counters), (&counters, &log), (&log, &log), (&counters, &counters)] {
+            let mut counting = from.clone();
+            let _taken = counting.take(now, 6);
+            // A clock that went back does not make what counts older.
+            counting.adopt(Moment::from_nanos(5_400_000_000), to);
+            assert_eq!(counting.is_exact(), to.is_exact());
+            assert_eq!(counting.facts(now).remaining, 4);
+            assert!(matches!(counting.take(now, 5), Take::At(due) if due > now));
         }
     }
 
