@@ -31,6 +31,7 @@
 //! asked whether it [still](Gate::still) holds; and [`Gate::leave`] takes it back with the [`Outcome`], also when the
 //! call is dropped at whatever await point or panics. A ticket that does not become a pass goes to [`Gate::abandon`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
@@ -109,6 +110,38 @@ pub trait Gate: Send + Sync + 'static {
     #[allow(clippy::unnecessary_literal_bound, reason = "others return a name that they own")]
     fn name(&self) -> &str {
         "gate"
+    }
+
+    /// Draws the gate as a step of a drawn policy: its [name](Gate::name) alone unless it has more to say.
+    ///
+    /// ```
+    /// use std::fmt;
+    /// use resile::{Call, Entry, Gate, Outcome, Pass, Policy};
+    ///
+    /// struct Sample { percent: u8 }
+    ///
+    /// impl Gate for Sample {
+    ///     # fn enter(&self, _: &Call) -> Entry { Entry::Pass(Pass::default()) }
+    ///     # fn leave(&self, _: Pass, _: Outcome) {}
+    ///     // ...
+    ///     fn name(&self) -> &str {
+    ///         "sample"
+    ///     }
+    ///     fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    ///         write!(f, "{} {} %", self.name(), self.percent)
+    ///     }
+    /// }
+    ///
+    /// let policy = Policy::named("users").gate(Sample { percent: 5 }).build()?;
+    /// assert_eq!(policy.to_string(), "users: sample 5 %");
+    /// # Ok::<(), resile::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// That of the formatter.
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -261,6 +294,10 @@ impl<G: Gate + ?Sized> Gate for Arc<G> {
 
     fn name(&self) -> &str {
         (**self).name()
+    }
+
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).draw(f)
     }
 }
 

@@ -189,12 +189,7 @@ impl fmt::Display for Step {
         match &self.0 {
             Kind::Timeout(limit) => write!(f, "timeout {:?}", Duration::from_nanos(*limit)),
             Kind::Retry(plan) => plan.fmt(f),
-            Kind::Semaphore(gate) => fmt::Display::fmt(gate, f),
-            Kind::Breaker(gate) => fmt::Display::fmt(gate, f),
-            Kind::Bucket(gate) => fmt::Display::fmt(gate, f),
-            Kind::Drain(gate) => f.write_str(gate.name()),
-            Kind::Part(gate) => f.write_str(gate.name()),
-            Kind::Gate(gate) => f.write_str(gate.name()),
+            _ => self.as_gate().map_or(Ok(()), |gate| gate.draw(f)),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use resile::{
-    Call, CircuitBreaker, Drain, Entry, Gate, Jitter, Lint, OnRefusal, Outcome, Pass, Policy, PolicyBuilder, Rate,
-    Retry, RetryBudget, Semaphore, TokenBucket,
+    Call, CircuitBreaker, Drain, Entry, Fair, Gate, Jitter, Keyed, Layers, LeakyBucket, Lint, OnRefusal, Outcome, Pass,
+    Policy, PolicyBuilder, Quota, Rate, Retry, RetryBudget, Semaphore, SlidingWindow, TokenBucket,
 };
 
 const fn secs(count: u64) -> Duration {
@@ -251,6 +251,36 @@ fn gates_are_drawn_by_their_names_and_settings() {
         .build()
         .unwrap();
     assert_eq!(policy.to_string(), "p: peer → half 0.5/s → bucket 1000000000/s → db 3 → mine → mine → gate");
+}
+
+#[test]
+fn limiters_are_drawn_with_what_they_allow() {
+    let policy = Policy::named("p")
+        .gate(LeakyBucket::per_second(20))
+        .gate(std::sync::Arc::new(SlidingWindow::per_minute(100).named("last minute").build().unwrap()))
+        .gate(Quota::per_month(10_000).named("plan"))
+        .gate(Quota::from_first_use(5, secs(90)))
+        .build()
+        .unwrap();
+    let drawn = "p: leaky 20/s → last minute 100 per 60s → plan 10000 per month → quota 5 per 90s";
+    assert_eq!(policy.to_string(), drawn);
+}
+
+#[test]
+fn gates_around_others_are_drawn_with_them() {
+    let tenants = Keyed::by("tenant", TokenBucket::per_second(2)).build().unwrap();
+    let layers = Layers::new().layer("tenant", tenants.clone()).layer("all", SlidingWindow::per_second(9));
+    let policy = Policy::named("p")
+        .gate(layers.named("limits"))
+        .gate(Keyed::by("user", Semaphore::permits(4)).named("per user"))
+        .gate(Fair::by("tenant", Semaphore::permits(8).named("workers")))
+        .build()
+        .unwrap();
+    let rest = "per user (semaphore 4 each) → workers (workers 8 by tenant)";
+    let limits = |rate| format!("p: limits (tenant: tenant (bucket {rate}/s each), all: window 9/s) → {rest}");
+    assert_eq!(policy.to_string(), limits(2));
+    tenants.plan().set(TokenBucket::per_second(3)).unwrap();
+    assert_eq!(policy.to_string(), limits(3));
 }
 
 #[test]

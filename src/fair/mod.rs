@@ -399,6 +399,12 @@ impl<G: Gate> Gate for Fair<G> {
     fn name(&self) -> &str {
         self.0.name.as_str()
     }
+
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (", self.name())?;
+        self.0.gate.draw(f)?;
+        write!(f, " by {})", self.0.by)
+    }
 }
 
 impl<G: Gate> Fair<G> {

@@ -377,6 +377,12 @@ impl<G: PerKey> Gate for Keyed<G> {
     fn name(&self) -> &str {
         self.0.name.as_str()
     }
+
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (", self.name())?;
+        self.0.plan.version().settings.draw(f)?;
+        f.write_str(" each)")
+    }
 }
 
 impl<G: PerKey> Clone for Keyed<G> {

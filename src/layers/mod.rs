@@ -315,6 +315,15 @@ impl Gate for Layers {
     fn name(&self) -> &str {
         self.0.name.as_str()
     }
+
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        for (place, layer) in self.0.layers.iter().enumerate() {
+            let before = if place == 0 { " (" } else { ", " };
+            write!(f, "{before}{}: {}", layer.name.as_str(), layer.step)?;
+        }
+        f.write_str(")")
+    }
 }
 
 impl fmt::Debug for Layers {

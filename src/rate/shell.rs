@@ -532,6 +532,10 @@ macro_rules! limiter {
             fn name(&self) -> &str {
                 self.0.name().as_str()
             }
+
+            fn draw(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
+            }
         }
     };
 }

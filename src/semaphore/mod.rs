@@ -469,6 +469,10 @@ impl Gate for Semaphore {
     fn name(&self) -> &str {
         self.0.name.as_str()
     }
+
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl fmt::Debug for Semaphore {
