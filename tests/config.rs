@@ -132,7 +132,13 @@ fn the_other_limiters_say_what_is_wrong() {
         "carry_over",
         "1000000000000001",
     );
-    assert_fault(Quota::from_first_use(1, DAY).carry_over(1).build(), "quota", "carry_over", "1");
+    let from_first_use = || Quota::from_first_use(1, DAY);
+    assert_fault(from_first_use().carry_over(1).build(), "quota", "carry_over", "1");
+    assert_fault(from_first_use().east_of_utc(NANO).build(), "quota", "offset", "1ns");
+    assert_fault(from_first_use().west_of_utc(NANO).build(), "quota", "offset", "1ns");
+    assert_fault(from_first_use().wall_clock(SystemTime::UNIX_EPOCH).build(), "quota", "wall_clock", "given");
+    let all = from_first_use().carry_over(1).east_of_utc(NANO).wall_clock(SystemTime::now()).build();
+    assert_eq!(all.unwrap_err().faults().len(), 3);
     let far = Duration::from_secs(18 * 3600 + 1);
     for quota in [Quota::per_day(1).east_of_utc(far), Quota::per_day(1).west_of_utc(far)] {
         assert_fault(quota.build(), "quota", "offset", "64801s");

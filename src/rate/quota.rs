@@ -106,19 +106,21 @@ impl QuotaBuilder {
     }
 
     /// How far ahead of UTC the clock is by whose calendar the windows begin, up to 18 hours: not at all unless said.
+    /// Only for windows of the calendar.
     pub fn east_of_utc(mut self, offset: Duration) -> Self {
         self.east = east(offset);
         self
     }
 
     /// How far behind UTC the clock is by whose calendar the windows begin, up to 18 hours.
+    /// Only for windows of the calendar.
     pub fn west_of_utc(mut self, offset: Duration) -> Self {
         self.east = -east(offset);
         self
     }
 
     /// Takes this for what the wall clock shows when the quota is built, instead of reading it: for tests, and for
-    /// clocks that are known to be off.
+    /// clocks that are known to be off. Only for windows of the calendar.
     pub const fn wall_clock(mut self, shows: SystemTime) -> Self {
         self.wall = Some(shows);
         self
@@ -128,15 +130,20 @@ impl QuotaBuilder {
     ///
     /// # Errors
     ///
-    /// A limit of 0 or above 10^9 per second; a window of 0 or above 366 days; a carry-over above 10^15, or any from
-    /// first use; an offset above 18 hours; a queue above 16,777,216.
+    /// A limit of 0 or above 10^9 per second; a window of 0 or above 366 days; a carry-over above 10^15; an offset
+    /// above 18 hours; a queue above 16,777,216. From first use any carry-over, offset or wall clock.
     pub fn build(self) -> Result<Quota, ConfigError> {
         let mut faults = Faults::of("quota");
         check(&mut faults, self.limit, self.window);
-        let most = if matches!(self.window, Window::Calendar(_)) { MOST_CARRIED } else { 0 };
+        // From first use there is nothing to carry over, and no calendar.
+        let of_calendar = matches!(self.window, Window::Calendar(_));
+        let most = if of_calendar { MOST_CARRIED } else { 0 };
         faults.check(self.carry_over <= most, "carry_over", &self.carry_over, "0 to 10^15, 0 from first use");
         let offset = Duration::from_nanos(u64::try_from(self.east.unsigned_abs()).unwrap_or(u64::MAX));
-        faults.check(offset <= LONGEST_OFFSET, "offset", &offset, "0 to 18 hours");
+        let longest = if of_calendar { LONGEST_OFFSET } else { Duration::ZERO };
+        faults.check(offset <= longest, "offset", &offset, "0 to 18 hours, 0 from first use");
+        let needless = self.wall.is_some() && !of_calendar;
+        faults.check(!needless, "wall_clock", &format_args!("given"), "none from first use");
         check_queue(&mut faults, self.waits.max_queue);
         faults.into_result()?;
         let now = Moment::now();
