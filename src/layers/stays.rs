@@ -80,7 +80,8 @@ impl Stays {
         let [number, taken] = pass.words();
         let stripe = self.stripes.get((number >> NUMBER_BITS) as usize)?;
         let (turn, words) = self.at(stripe, number & ((1 << NUMBER_BITS) - 1))?;
-        (turn.load(Relaxed) == taken).then_some(Place { turn, words, number, taken })
+        let is_in = taken & 1 == 1 && turn.load(Relaxed) == taken;
+        is_in.then_some(Place { turn, words, number, taken })
     }
 
     #[cold]
@@ -99,8 +100,8 @@ impl Stays {
     fn grow<'a>(&self, stripe: &'a Stripe, size: u64) -> Option<Place<'a>> {
         let (number, _) = split(size);
         let places = FIRST << number;
-        let chunk = (0..places * self.place_len()).map(|_| AtomicU64::new(0)).collect();
-        stripe.chunks.get(number)?.set(chunk).ok()?;
+        let chunk = stripe.chunks.get(number)?;
+        chunk.set((0..places * self.place_len()).map(|_| AtomicU64::new(0)).collect()).ok()?;
         stripe.size.store(size + places as u64, Relaxed);
         self.free(stripe, size)
     }
@@ -220,5 +221,19 @@ mod tests {
         assert!(stays.claim(1).is_some());
         assert!(stays.find(&Pass::new(7 << NUMBER_BITS, 1)).is_none());
         assert!(stays.find(&Pass::new((1 << NUMBER_BITS) + 99, 1)).is_none());
+    }
+
+    /// A pass that was never given led to a place that was free: it was given up, and so taken for good.
+    #[test]
+    fn no_pass_leads_to_a_free_place() {
+        let stays = Stays::new(1, 2, CHUNKS);
+        let first = stays.claim(1).unwrap();
+        for (number, turn) in [(0, 0), (1, 0), (1, 1), (0, 3)] {
+            assert!(stays.find(&Pass::new((1 << NUMBER_BITS) + number, turn)).is_none());
+        }
+        let pass = first.pass();
+        first.give_up();
+        let [number, turn] = pass.words();
+        assert!((0..4).all(|more| stays.find(&Pass::new(number, turn + more)).is_none()));
     }
 }
