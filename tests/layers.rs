@@ -178,6 +178,22 @@ async fn a_late_no_or_a_panic_gives_back_what_was_taken() {
     }
 }
 
+/// A look at a bucket that has no more than what lies ahead said no to the thread that it lies with.
+#[tokio::test(start_paused = true)]
+async fn a_look_finds_what_the_thread_has_taken_ahead() {
+    let bucket = TokenBucket::at(Rate::new(1, HOUR)).burst(8).batch(2).build().unwrap();
+    let permits = Semaphore::permits(1).build().unwrap();
+    let layers = Layers::new().layer("permits", permits.clone()).layer("bucket", bucket.clone()).build().unwrap();
+    let held = permits.try_acquire().unwrap();
+    assert!(enter(&layers).is_err(), "from now on the bucket is looked at");
+    drop(held);
+    bucket.try_take(1).unwrap();
+    // One lies ahead if the thread has a purse, or else in the bucket.
+    bucket.try_take(6).unwrap();
+    enter(&layers).unwrap().success();
+    assert_eq!(enter(&layers).unwrap_err(), ("bucket".into(), Reason::Busy, Some(HOUR)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn every_layer_hears_how_the_call_ended_inner_to_outer() {
     let journal = Journal::default();

@@ -98,8 +98,9 @@ impl TokenBucketBuilder {
     /// takes no locked instruction. That is for as many threads as there are cores and two more, 16 at most; others do
     /// as if there were no batch. The price is that the limit is loose by what lies ahead, `batch` tokens for each such
     /// thread: in no interval of length `t` do more than `burst + ceil(rate × t) + batch × threads`
-    /// tokens go out, and a call may be refused while that many lie with other threads. Nothing is lost: the tokens stay
-    /// with their thread until it uses them, and in the long run the rate is exact. A thread takes no more ahead than a
+    /// tokens go out, and a call may be refused while that many lie there. Nothing is lost: the tokens stay with their
+    /// thread until it uses them, and in the long run the rate is exact; but those that a call took from there and did
+    /// not use stay spent if the thread that puts them back has no room for them. A thread takes no more ahead than a
     /// quarter of what is there, so that where tokens are scarce the bucket is exact again. Whoever waits is not
     /// overtaken by tokens that lie ahead. [`peek`](TokenBucket::peek) and [`snapshot`](TokenBucket::snapshot) do not
     /// count them.

@@ -39,6 +39,11 @@ impl Purses {
         })
     }
 
+    /// Whether so many are there.
+    pub(super) fn can_spend(&self, stripe: usize, cost: u32) -> bool {
+        (1..=self.held(stripe)).contains(&cost)
+    }
+
     /// How many more this thread's purse can hold.
     pub(super) fn room(&self, stripe: usize) -> u32 {
         if stripe == SHARED { 0 } else { self.batch.saturating_sub(self.held(stripe)) }

@@ -183,6 +183,9 @@ impl<const PACED: bool> Meter for Word<PACED> {
     }
 
     fn fits_at_once(&self, now: Moment, cost: u32) -> bool {
+        if let Some(purses) = &self.purses {
+            return self.cell.load(Acquire) & BUSY == 0 && purses.can_spend(stripe::own(), cost);
+        }
         // A pace that is read half while it changes goes with no word that is still there.
         self.at_rest().is_some_and(|state| {
             let pace = self.pace();
