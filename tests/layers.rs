@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -176,6 +178,109 @@ async fn a_late_no_or_a_panic_gives_back_what_was_taken() {
         assert!(breaker.try_acquire().is_ok(), "the probe's place is back");
         journal.assert_nested();
     }
+}
+
+/// Panics when it is left, or settled.
+struct Brittle(&'static str);
+
+impl Gate for Brittle {
+    fn enter(&self, _: &Call) -> Entry {
+        Entry::Pass(Pass::default())
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {
+        if self.0 == "left" {
+            boom()
+        }
+    }
+
+    fn settle(&self, _: &mut Pass, _: &Call, _: u32) {
+        if self.0 == "settled" {
+            boom()
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_panics_keeps_nobody_from_being_left() {
+    for when in ["left", "settled"] {
+        let (outer, inner) = (Semaphore::permits(1).build().unwrap(), Semaphore::permits(1).build().unwrap());
+        let layers = Layers::new().layer("outer", outer.clone()).layer("brittle", Brittle(when));
+        let layers = layers.layer("inner", inner.clone()).build().unwrap();
+        // As often as there are places, and more.
+        for _ in 0..100 {
+            let mut guard = enter(&layers).unwrap();
+            assert_eq!((outer.in_use(), inner.in_use()), (1, 1));
+            assert_eq!(catch_boom(|| guard.settle(2)).is_none(), when == "settled");
+            assert_eq!(catch_boom(|| guard.success()).is_none(), when == "left");
+            assert_eq!((outer.in_use(), inner.in_use()), (0, 0));
+        }
+    }
+}
+
+/// Goes through the layers that it is itself a layer of, on its way in and out.
+#[derive(Default)]
+struct Nested(Arc<OnceLock<Layers>>, AtomicBool);
+
+impl Nested {
+    fn go_through(&self) {
+        if !self.1.swap(true, Ordering::Relaxed) {
+            enter(self.0.get().unwrap()).unwrap().success();
+            self.1.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Gate for Nested {
+    fn enter(&self, _: &Call) -> Entry {
+        self.go_through();
+        Entry::Pass(Pass::default())
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {
+        self.go_through();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_that_are_entered_again_on_the_way_in_or_out_keep_the_passes_apart() {
+    let (journal, nested) = (Journal::default(), Nested::default());
+    let cell = nested.0.clone();
+    let layers = Layers::new()
+        .layer("outer", Spy::new("outer", &journal))
+        .layer("nested", nested)
+        .layer("inner", Spy::new("inner", &journal))
+        .build()
+        .unwrap();
+    cell.set(layers.clone()).expect("it is set once");
+    let held: Vec<Guard> = (0..50).map(|_| enter(&layers).unwrap()).collect();
+    held.into_iter().for_each(Guard::success);
+    // Each of the 50 has gone through twice more.
+    assert_eq!(["outer", "inner"].map(|name| journal.passages(name).len()), [150, 150]);
+}
+
+/// Threads that come and go, so that those who own a place change, and passes that are left on any of them.
+#[tokio::test(start_paused = true)]
+async fn passes_outlive_the_thread_that_took_them() {
+    let permits = Semaphore::permits(10_000).build().unwrap();
+    let layers = Layers::new().layer("permits", permits.clone()).build().unwrap();
+    let mut held: Vec<Guard> = Vec::new();
+    for round in 0..20_u32 {
+        let (ended, going_on) = std::thread::scope(|scope| {
+            let leaves = held.drain(..).collect::<Vec<_>>();
+            let ends = scope.spawn(move || leaves.into_iter().for_each(Guard::success));
+            let threads: Vec<_> = (0..6)
+                .map(|_| scope.spawn(|| (0..round).map(|_| enter(&layers).unwrap()).collect::<Vec<_>>()))
+                .collect();
+            let taken: Vec<Guard> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+            (ends.join(), taken)
+        });
+        ended.unwrap();
+        assert_eq!(permits.in_use(), 6 * round);
+        held = going_on;
+    }
+    drop(held);
+    assert_eq!(permits.in_use(), 0);
 }
 
 /// A look at a bucket that has no more than what lies ahead said no to the thread that it lies with.
