@@ -994,6 +994,19 @@ async fn a_token_out_of_a_batch_that_was_not_used_goes_back() {
     assert_eq!(takes(&bucket), 100);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_batched_bucket_refuses_costs_of_nothing_and_above_the_burst() {
+    let bucket = batched();
+    for _ in 0..2 {
+        assert_eq!(bucket.try_take(0).unwrap_err().reason(), Reason::ZeroCost);
+        assert_eq!(bucket.try_acquire_many(0).unwrap_err().reason(), Reason::ZeroCost);
+        let reason = Reason::CostAboveLimit { cost: 101, limit: 100 };
+        assert_eq!(bucket.try_take(101).unwrap_err().reason(), reason);
+        assert_eq!(bucket.try_acquire_many(101).unwrap_err().reason(), reason);
+        bucket.try_take(1).unwrap();
+    }
+}
+
 /// However many there are, and wherever their tokens lie.
 #[test]
 fn threads_at_a_batched_bucket_get_no_more_than_the_burst_and_leave_no_more_than_their_batches() {

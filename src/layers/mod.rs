@@ -344,6 +344,45 @@ impl fmt::Debug for Layer {
     }
 }
 
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::semaphore::Semaphore;
+
+    /// Panics on the way in if the call costs 2, on the way out if it costs 3.
+    struct Brittle;
+
+    impl Gate for Brittle {
+        fn enter(&self, call: &Call) -> Entry {
+            assert_ne!(call.cost(), 2);
+            Entry::Pass(Pass::new(call.cost().into(), 0))
+        }
+
+        fn leave(&self, pass: Pass, _: Outcome) {
+            assert_ne!(pass.words()[0], 3);
+        }
+    }
+
+    #[test]
+    fn a_place_comes_back_however_a_call_ends() {
+        let permits = Semaphore::permits(3).build().unwrap();
+        let mut layers = Layers::new().layer("brittle", Brittle).layer("permits", permits).build().unwrap();
+        // Of 16 places, not of millions.
+        Arc::get_mut(&mut layers.0).unwrap().stays = Stays::new(2, stripe::count(), 1);
+        for call in 0..200 {
+            let cost = 1 + call % 4;
+            let went = catch_unwind(AssertUnwindSafe(|| layers.try_acquire_many(cost).map(drop)));
+            match cost {
+                1 => assert!(matches!(went, Ok(Ok(())))),
+                2 | 3 => assert!(went.is_err()),
+                _ => assert_eq!(went.unwrap().unwrap_err().gate(), "permits", "it costs more than there are"),
+            }
+        }
+    }
+}
+
 #[cfg(all(test, resile_loom))]
 mod loom {
     use loom::thread;
