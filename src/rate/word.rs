@@ -330,6 +330,16 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_back_to_a_purse_never_fills_it_above_the_batch() {
+        let word = Word::<false>::batched(Pace::NONE, Purses::new(3, stripe::count()));
+        let most = if stripe::own() == crate::internal::stripe::SHARED { 0 } else { 3 };
+        for (back, held) in [(2, 2), (2, 3), (1, 3), (u32::MAX, 3)] {
+            word.undo(&mut (), FROM_PURSE, back);
+            assert_eq!(word.ahead(), held.min(most));
+        }
+    }
+
+    #[test]
     fn where_tokens_are_scarce_nobody_takes_any_ahead() {
         let now = Moment::at(0);
         let word = batched(Rate::per_second(1), 4, 4);
