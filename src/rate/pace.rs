@@ -393,6 +393,27 @@ mod tests {
             }
         }
 
+        /// The short way decides as the long one, to the unit, also where the clock went back.
+        #[test]
+        fn both_ways_to_take_are_the_same(
+            rate in rates(), burst in 1_u32..20, paced in any::<bool>(), tokens in 1_u32..20, at in 0_u64..1 << 60,
+            off in prop_oneof![-3_i64..4, any::<i32>().prop_map(i64::from), -(1_i64 << 59)..1 << 59],
+        ) {
+            let pace = Pace::new(rate, burst, paced).unwrap();
+            let tokens = tokens.min(burst);
+            let now = Moment::at(at);
+            let time = pace.virtual_time(now);
+            // Around the ends at which the answer changes: empty, full, and late by the grace.
+            for edge in [time, time + pace.span() - pace.cost(tokens), time - pace.grace()] {
+                let state = edge.saturating_add_signed(off);
+                let long = match pace.take(state, now, 0, tokens) {
+                    Take::Now(next) => Some(next),
+                    Take::At(_) => None,
+                };
+                prop_assert_eq!(pace.take_now(state, now, tokens), long);
+            }
+        }
+
         /// Law: a change of rate keeps the level, clipped at the new burst, to less than a token.
         #[test]
         fn a_change_of_rate_keeps_the_level(
