@@ -327,12 +327,14 @@ mod tests {
         word.set_waiting(false);
         assert_eq!(word.take_batched(1, now, 1), Some(FROM_PURSE));
         assert_eq!((word.ahead(), word.facts(&mut (), now).remaining), (0, 6));
+        assert!(word.take_batched(1, now, 1).is_some());
+        assert_eq!((word.at_rest(), word.take_at_once(now, 1)), (None, None), "taken is in batches, or in turn");
     }
 
     #[test]
     fn what_comes_back_to_a_purse_never_fills_it_above_the_batch() {
         let word = Word::<false>::batched(Pace::NONE, Purses::new(3, stripe::count()));
-        let most = if stripe::own() == crate::internal::stripe::SHARED { 0 } else { 3 };
+        let most = if stripe::own() == stripe::SHARED { 0 } else { 3 };
         for (back, held) in [(2, 2), (2, 3), (1, 3), (u32::MAX, 3)] {
             word.undo(&mut (), FROM_PURSE, back);
             assert_eq!(word.ahead(), held.min(most));
