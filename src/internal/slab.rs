@@ -103,11 +103,27 @@ mod tests {
     }
 
     #[test]
+    fn every_place_that_is_free_is_used_again() {
+        let mut slab = Slab::new();
+        (0..100).for_each(|n| assert_eq!(slab.insert(n), (n, 0)));
+        for turn in 1..4 {
+            (0..100).for_each(|place| assert!(slab.remove(place).is_some()));
+            let mut again: Vec<(u32, u32)> = (0..100).map(|n| slab.insert(n)).collect();
+            again.sort_unstable();
+            assert!(again.into_iter().eq((0..100).map(|place| (place, turn))));
+        }
+        assert_eq!(slab.insert(100), (100, 0));
+    }
+
+    #[test]
     fn it_grows_without_moving_anything() {
         let mut slab = Slab::new();
+        // What lies behind a piece keeps it from growing where it is.
+        let mut behind = Vec::new();
         let at: Vec<*const u32> = (0..10_000)
             .map(|n| {
                 assert_eq!(slab.insert(n), (n, 0));
+                behind.push(Box::new([0_u8; 100]));
                 std::ptr::from_ref(slab.get_mut(n).unwrap())
             })
             .collect();
