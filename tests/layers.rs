@@ -66,6 +66,62 @@ async fn the_refusal_names_the_first_and_waits_for_the_last() {
     assert!(enter(&layers).is_ok(), "L17: waiting as told suffices");
 }
 
+/// After a calm time the first layer said no when it was entered, was looked at once more, and counted two refusals. Of
+/// calls that might have waited it counted none.
+#[tokio::test(start_paused = true)]
+async fn each_refused_call_is_one_refusal_of_the_layer_that_says_no() {
+    for patient in [false, true] {
+        let per_tenant = Keyed::by("tenant", TokenBucket::at(Rate::new(1, HOUR)).burst(40)).build().unwrap();
+        let layers = Layers::new().layer("tenant", per_tenant.clone()).layer("all", hourly(100)).build().unwrap();
+        let policy = Policy::named("api").gate(layers).build().unwrap();
+        let call = || {
+            let call = policy.call().key("tenant", "acme");
+            if patient { call } else { call.no_wait() }.run(|| async { Ok::<_, ()>(()) })
+        };
+        for _ in 0..40 {
+            call().await.unwrap();
+        }
+        for refused in 1..4 {
+            call().await.unwrap_err();
+            assert_eq!(per_tenant.most_refused(1)[0].count, refused);
+        }
+    }
+}
+
+/// Whoever has too little time left was told so after a calm time, and that it is busy otherwise.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_has_the_same_reason_calm_or_wary_and_whoever_asks() {
+    let bucket = hourly(1);
+    let layers = Layers::new().layer("bucket", bucket.clone()).layer("other", hourly(1)).build().unwrap();
+    let policy = Policy::named("api").gate(layers).build().unwrap();
+    let call = || policy.call().deadline(Duration::from_secs(1)).run(|| async { Ok::<_, ()>(()) });
+    call().await.unwrap();
+    for _ in 0..3 {
+        let error = call().await.unwrap_err();
+        let refusal = error.refusal().unwrap();
+        assert_eq!((refusal.gate(), refusal.reason()), ("bucket", Reason::Busy));
+        assert_eq!(refusal.retry_after(), Some(HOUR));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_has_passed_layers_waits_further_in() {
+    let permits = Semaphore::permits(1).build().unwrap();
+    let layers = Layers::new().layer("all", hourly(5));
+    let policy = Policy::named("api").gate(layers).gate(permits.clone()).build().unwrap();
+    let held = permits.try_acquire().unwrap();
+    let run = policy.run(|| async { Ok::<_, ()>(()) });
+    let ((), ran) = tokio::join!(
+        async {
+            tokio::task::yield_now().await;
+            assert_eq!(permits.queued(), 1);
+            drop(held);
+        },
+        run
+    );
+    ran.unwrap();
+}
+
 /// Calm or wary, a refusal says and costs the same.
 #[tokio::test(start_paused = true)]
 async fn the_first_refusal_after_a_calm_time_costs_nothing_either() {

@@ -1,6 +1,7 @@
 //! [`CallBuilder`]: what a caller says about one call.
 
 use std::borrow::Borrow;
+use std::cell::Cell;
 
 use futures::future::TryFuture;
 
@@ -113,7 +114,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
 
     /// Has the call refused at gates where it would have to wait.
     pub const fn no_wait(mut self) -> Self {
-        self.call.patient = false;
+        self.call.patient = Cell::new(false);
         self
     }
 

@@ -33,7 +33,7 @@ pub struct Call {
     lane: u8,
     /// Where `deadline` comes from, but for the steps.
     origin: Origin,
-    patient: bool,
+    patient: Cell<bool>,
     detached: bool,
 }
 
@@ -59,7 +59,7 @@ impl Call {
             priority: None,
             lane: 0,
             origin: Origin::Caller,
-            patient: true,
+            patient: Cell::new(true),
             detached: false,
         }
     }
@@ -68,7 +68,7 @@ impl Call {
     pub(crate) fn alone(cost: u32, patient: bool) -> Self {
         let mut call = Self::new();
         call.cost = cost;
-        call.patient = patient;
+        call.patient.set(patient);
         call.detached = true;
         call
     }
@@ -125,10 +125,16 @@ impl Call {
         remaining(self.deadline, || self.now())
     }
 
-    /// Whether the call would rather be refused than wait.
+    /// Whether the call may be made to wait, or would rather be refused.
     #[must_use]
-    pub const fn may_wait(&self) -> bool {
-        self.patient
+    pub fn may_wait(&self) -> bool {
+        self.patient.get()
+    }
+
+    /// Has the call refused by whatever would have it wait, until what is returned is dropped.
+    #[inline]
+    pub(crate) fn in_haste(&self) -> InHaste<'_> {
+        InHaste { call: self, patient: self.patient.replace(false) }
     }
 
     /// Which of several attempts in flight this is: 0 for the first. Hedges will have others.
@@ -263,9 +269,22 @@ impl Call {
         *call.said = self.said.as_ref().and_then(|said| said.only_keys());
         call.cost = self.cost;
         call.priority = self.priority;
-        call.patient = self.patient;
+        call.patient.set(self.patient.get());
         call.detached = self.detached;
         call
+    }
+}
+
+/// A call that will not wait for now.
+pub(crate) struct InHaste<'a> {
+    call: &'a Call,
+    patient: bool,
+}
+
+impl Drop for InHaste<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.call.patient.set(self.patient);
     }
 }
 

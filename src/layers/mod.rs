@@ -188,7 +188,7 @@ impl Layers {
         let mut first = (at, refusal);
         let layers = self.0.layers.iter().enumerate();
         // Those between the first and this one have said yes, the first perhaps not yet.
-        for (place, layer) in layers.filter(|(place, _)| *place == 0 || *place > at) {
+        for (place, layer) in layers.filter(|(place, _)| *place > at || *place == 0 && at > 0) {
             if let Err(other) = layer.gate().look(call) {
                 latest = latest.zip(other.retry_after()).map(|(a, b)| a.max(b));
                 if place < first.0 {
@@ -203,6 +203,7 @@ impl Layers {
     /// Enters the layers in order. What has been entered is left again if one says no or panics.
     #[inline]
     fn enter_all(&self, place: Place<'_>, call: &Call) -> Result<Pass, (usize, Refusal)> {
+        let _in_haste = call.in_haste();
         let mut entered = Entered { layers: &self.0.layers, count: 0, place, outcome: &Outcome::NotStarted };
         for layer in &self.0.layers {
             match layer.step.enter(call) {
