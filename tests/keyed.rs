@@ -888,6 +888,12 @@ async fn a_late_settlement_is_charged_to_no_other_key() {
     tokio::time::advance(second).await;
     guard.settle(6);
     assert_eq!(keyed.with("a", TokenBucket::peek), Some(4), "there is now");
+
+    tokio::time::advance(second).await;
+    keyed.try_take("b", 1).unwrap();
+    tokio::time::advance(second).await;
+    guard.settle(9);
+    assert_eq!(keyed.with("a", TokenBucket::peek), Some(7), "six were paid before");
 }
 
 /// Two follow at once, and the one with the older settings is the slower.

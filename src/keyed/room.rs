@@ -81,8 +81,14 @@ impl<G: PerKey> Shared<G> {
 
 #[cfg(all(test, not(resile_loom)))]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     use std::time::Duration;
 
+    use super::ASKED;
+    use crate::call::Call;
+    use crate::gate::{Entry, Gate, Outcome, Pass};
+    use crate::internal::time::Moment;
     use crate::keyed::{Keyed, OneKey, PerKey};
     use crate::rate::TokenBucket;
     use crate::semaphore::Semaphore;
@@ -182,5 +188,35 @@ mod tests {
         assert!(full > 0);
         drop(held);
         assert_eq!(keyed.stats().pinned, 0);
+    }
+
+    /// Never fresh, and counts how often it was asked.
+    struct Stubborn(Arc<AtomicUsize>);
+
+    impl Gate for Stubborn {
+        fn enter(&self, _: &Call) -> Entry {
+            Entry::Pass(Pass::default())
+        }
+
+        fn leave(&self, _: Pass, _: Outcome) {}
+    }
+
+    impl PerKey for Stubborn {
+        fn another(&self) -> Self {
+            Self(self.0.clone())
+        }
+
+        fn is_fresh(&self, _: Moment) -> bool {
+            self.0.fetch_add(1, Relaxed);
+            false
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_gates_are_asked_for_a_new_key_than_is_stated() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let keyed = Keyed::by("tenant", Stubborn(asked.clone())).capacity(100).build().unwrap();
+        let full = (0..200_u64).filter(|key| keyed.of(*key).try_acquire().is_err()).count();
+        assert_eq!((full, asked.load(Relaxed)), (100, 100 * ASKED));
     }
 }
