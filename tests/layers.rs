@@ -323,7 +323,7 @@ async fn passes_outlive_the_thread_that_took_them() {
     let mut held: Vec<Guard> = Vec::new();
     for round in 0..20_u32 {
         let (ended, going_on) = std::thread::scope(|scope| {
-            let leaves = held.drain(..).collect::<Vec<_>>();
+            let leaves = std::mem::take(&mut held);
             let ends = scope.spawn(move || leaves.into_iter().for_each(Guard::success));
             let threads: Vec<_> = (0..6)
                 .map(|_| scope.spawn(|| (0..round).map(|_| enter(&layers).unwrap()).collect::<Vec<_>>()))
