@@ -87,18 +87,59 @@ impl BreakerBuilder {
     }
 
     /// Opens when at least this share of the calls in the window failed, above 0 up to 1.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().failure_rate(0.25).min_calls(4).build()?;
+    /// for _ in 0..3 {
+    ///     breaker.try_acquire()?.success();
+    /// }
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Open, "one of four");
+    /// # Ok(()) }
+    /// ```
     pub const fn failure_rate(mut self, rate: f64) -> Self {
         self.failure_rate = Some(rate);
         self
     }
 
     /// Counts over the last stretch of time, 1 ms to 1 h: 10 s unless said.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().over(Duration::from_secs(1)).min_calls(2).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// tokio::time::advance(Duration::from_secs(2)).await;
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Closed, "the first one is forgotten");
+    /// assert_eq!(breaker.counts().calls, 1);
+    /// # Ok(()) }
+    /// ```
     pub const fn over(mut self, time: Duration) -> Self {
         self.over = Over::Time(time);
         self
     }
 
     /// Counts over the last so many calls, 1 to 1,000,000, however old they are.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().failure_rate(1.0).over_calls(2).build()?;
+    /// breaker.try_acquire()?.success();
+    /// breaker.try_acquire()?.failure();
+    /// tokio::time::advance(Duration::from_secs(3600)).await;
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Open, "the last two, though an hour lies between them");
+    /// # Ok(()) }
+    /// ```
     pub const fn over_calls(mut self, calls: u32) -> Self {
         self.over = Over::Calls(calls);
         self
@@ -106,6 +147,19 @@ impl BreakerBuilder {
 
     /// Below so many calls in the window there is no rate, at least 1; not above the window of `over_calls`. Unless said
     /// it is 20, or that window if it is shorter.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().min_calls(3).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Closed, "two are too few to judge by");
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Open);
+    /// # Ok(()) }
+    /// ```
     pub const fn min_calls(mut self, calls: u32) -> Self {
         self.min_calls = Some(calls);
         self
@@ -113,6 +167,20 @@ impl BreakerBuilder {
 
     /// Opens when at least this share of the calls in the window lasted as long as this or longer, whatever came of
     /// them.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().slow_calls(Duration::from_secs(1), 0.5).min_calls(2).build()?;
+    /// breaker.try_acquire()?.success();
+    /// let slow = breaker.try_acquire()?;
+    /// tokio::time::advance(Duration::from_secs(1)).await;
+    /// slow.success();
+    /// assert_eq!(breaker.state(), State::Open, "one of two was slow, though neither failed");
+    /// # Ok(()) }
+    /// ```
     pub const fn slow_calls(mut self, threshold: Duration, rate: f64) -> Self {
         self.slow = Some((threshold, rate));
         self
@@ -120,12 +188,42 @@ impl BreakerBuilder {
 
     /// Opens after so many failures in a row, at least 1. Without a `failure_rate` of its own the breaker has no other
     /// rule.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(2).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.try_acquire()?.success();                // ends the row
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Closed);
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Open);
+    /// # Ok(()) }
+    /// ```
     pub const fn consecutive_failures(mut self, failures: u32) -> Self {
         self.consecutive = Some(failures);
         self
     }
 
     /// How many calls a half-open circuit lets through to judge by, 1 to 1000.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, Reason, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).probes(2).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.wait_for(State::HalfOpen).await;
+    ///
+    /// let (first, second) = (breaker.try_acquire()?, breaker.try_acquire()?);
+    /// assert_eq!(breaker.try_acquire().unwrap_err().reason(), Reason::Probing, "no third one");
+    /// first.success();
+    /// second.success();
+    /// assert_eq!(breaker.state(), State::Closed);
+    /// # Ok(()) }
+    /// ```
     pub const fn probes(mut self, probes: u32) -> Self {
         self.probes = probes;
         self
@@ -133,66 +231,230 @@ impl BreakerBuilder {
 
     /// Opens again when at least this share of the probes failed, above 0 up to 1: the failure rate unless said, or
     /// 0.5.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let strict = CircuitBreaker::builder().consecutive_failures(1).probes(4).probe_failure_rate(0.25).build()?;
+    /// strict.try_acquire()?.failure();
+    /// strict.wait_for(State::HalfOpen).await;
+    /// strict.try_acquire()?.failure();
+    /// assert_eq!(strict.state(), State::Open, "one of four is enough");
+    /// # Ok(()) }
+    /// ```
     pub const fn probe_failure_rate(mut self, rate: f64) -> Self {
         self.probe_failure_rate = Some(rate);
         self
     }
 
     /// How long it stays open the first time, 1 ms to 24 h: 500 ms unless said.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::CircuitBreaker;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let period = Duration::from_secs(2);
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).open_for(period).open_jitter(0.0).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), Some(period));
+    /// # Ok(()) }
+    /// ```
     pub const fn open_for(mut self, period: Duration) -> Self {
         self.open_for = period;
         self
     }
 
     /// By how much the period grows each time it opens again without having closed, 1 to 100.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).probes(1);
+    /// let breaker = breaker.open_for(Duration::from_secs(1)).open_growth(3.0).open_jitter(0.0).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.wait_for(State::HalfOpen).await;         // a second later
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), Some(Duration::from_secs(3)));
+    /// # Ok(()) }
+    /// ```
     pub const fn open_growth(mut self, factor: f64) -> Self {
         self.open_growth = factor;
         self
     }
 
     /// The longest period, up to 24 h: 5 s unless said. A shorter one than `open_for` counts as that.
+    ///
+    /// Without growth, for callers with a short deadline:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let period = Duration::from_millis(100);
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).probes(1).open_jitter(0.0);
+    /// let breaker = breaker.open_for(period).max_open_for(period).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.wait_for(State::HalfOpen).await;
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), Some(period));
+    /// # Ok(()) }
+    /// ```
     pub const fn max_open_for(mut self, period: Duration) -> Self {
         self.max_open_for = period;
         self
     }
 
     /// Up to this share of each period is taken off at random, 0 to 1.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::CircuitBreaker;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let second = Duration::from_secs(1);
+    /// let mut waits = Vec::new();
+    /// for seed in 0..100 {                             // a fleet that notices the same outage
+    ///     let breaker = CircuitBreaker::builder().consecutive_failures(1).open_for(second);
+    ///     let breaker = breaker.open_jitter(0.5).seed(seed).build()?;
+    ///     breaker.try_acquire()?.failure();
+    ///     waits.extend(breaker.try_acquire().unwrap_err().retry_after());
+    /// }
+    /// assert!(waits.iter().all(|wait| (second / 2..=second).contains(wait)));
+    /// assert!(waits.iter().any(|wait| *wait < second * 6 / 10));
+    /// # Ok(()) }
+    /// ```
     pub const fn open_jitter(mut self, share: f64) -> Self {
         self.open_jitter = share;
         self
     }
 
     /// How long half-open may last from its first probe on before it counts as failed, 1 ms to 24 h.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).probes(2);
+    /// let breaker = breaker.half_open_for(Duration::from_secs(1)).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.wait_for(State::HalfOpen).await;
+    /// breaker.try_acquire()?.success();                // the second probe does not come
+    /// tokio::time::advance(Duration::from_secs(1)).await;
+    /// assert_eq!(breaker.state(), State::Open);
+    /// # Ok(()) }
+    /// ```
     pub const fn half_open_for(mut self, time: Duration) -> Self {
         self.half_open_for = time;
         self
     }
 
     /// After how long a probe without an answer loses its place, and its vote, 1 ms to 24 h.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).probes(1);
+    /// let breaker = breaker.probe_lease(Duration::from_secs(2)).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.wait_for(State::HalfOpen).await;
+    ///
+    /// let _hangs = breaker.try_acquire()?;
+    /// assert!(breaker.try_acquire().is_err());
+    /// tokio::time::advance(Duration::from_secs(2)).await;
+    /// breaker.try_acquire()?.success();
+    /// assert_eq!(breaker.state(), State::Closed);
+    /// # Ok(()) }
+    /// ```
     pub const fn probe_lease(mut self, time: Duration) -> Self {
         self.probe_lease = time;
         self
     }
 
     /// An operation that had lasted so long when its caller gave up counts as a failure.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let limit = Duration::from_millis(200);
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).abandoned_after(limit).build()?;
+    /// drop(breaker.try_acquire()?);
+    /// assert_eq!(breaker.state(), State::Closed, "a caller that left at once says nothing");
+    ///
+    /// let guard = breaker.try_acquire()?;
+    /// tokio::time::advance(limit).await;
+    /// drop(guard);
+    /// assert_eq!(breaker.state(), State::Open);
+    /// # Ok(()) }
+    /// ```
     pub const fn abandoned_after(mut self, time: Duration) -> Self {
         self.abandoned_after = Some(time);
         self
     }
 
     /// Counts and changes state as usual, but refuses nothing: for trying settings out.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).observe_only().build()?;
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Open);
+    /// breaker.try_acquire()?.success();
+    /// assert_eq!(breaker.counts().would_refuse, 1);
+    /// # Ok(()) }
+    /// ```
     pub const fn observe_only(mut self) -> Self {
         self.observe_only = true;
         self
     }
 
     /// Called after each change of state with the old and the new one, once, by whoever caused it, with no lock held.
+    ///
+    /// ```
+    /// # use std::sync::{Arc, Mutex};
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let log = Arc::new(Mutex::new(Vec::new()));
+    /// let told = log.clone();
+    /// let breaker = CircuitBreaker::builder()
+    ///     .consecutive_failures(1)
+    ///     .on_change(move |old, new| told.lock().unwrap().push((old, new)))
+    ///     .build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.reset();
+    /// assert_eq!(*log.lock().unwrap(), [(State::Closed, State::Open), (State::Open, State::Closed)]);
+    /// # Ok(()) }
+    /// ```
     pub fn on_change(mut self, listener: impl Fn(State, State) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));
         self
     }
 
     /// Makes the open periods repeatable; random unless said.
+    ///
+    /// ```
+    /// # use resile::CircuitBreaker;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let settings = || CircuitBreaker::builder().consecutive_failures(1).open_jitter(0.5).seed(7);
+    /// let (one, other) = (settings().build()?, settings().build()?);
+    /// one.try_acquire()?.failure();
+    /// other.try_acquire()?.failure();
+    /// assert_eq!(one.try_acquire().unwrap_err().retry_after(), other.try_acquire().unwrap_err().retry_after());
+    /// # Ok(()) }
+    /// ```
     pub const fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
@@ -209,6 +471,16 @@ impl BreakerBuilder {
     /// # Errors
     ///
     /// Every setting outside of the range that its method names.
+    ///
+    /// ```
+    /// # use resile::CircuitBreaker;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let error = CircuitBreaker::builder().failure_rate(0.0).probes(0).build().unwrap_err();
+    /// let fields: Vec<_> = error.faults().iter().map(|fault| fault.field()).collect();
+    /// assert_eq!(fields, ["failure_rate", "probes"]);
+    /// # }
+    /// ```
     pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
         self.check()?;
         let rate = match (self.failure_rate, self.consecutive) {

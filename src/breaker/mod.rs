@@ -214,6 +214,19 @@ impl CircuitBreaker {
     }
 
     /// What it has counted in its window, for tests and health pages.
+    ///
+    /// ```
+    /// # use resile::CircuitBreaker;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().build()?;
+    /// breaker.try_acquire()?.success();
+    /// breaker.try_acquire()?.failure();
+    /// breaker.try_acquire()?.ignore();
+    /// let counts = breaker.counts();
+    /// assert_eq!((counts.calls, counts.failures), (2, 1), "what is ignored is not counted");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn counts(&self) -> BreakerCounts {
         let Counts { calls, failures, slow } = self.0.tally.counts(Moment::now());
@@ -221,12 +234,39 @@ impl CircuitBreaker {
     }
 
     /// Refuses everything until [`reset`](CircuitBreaker::reset) or [`force_closed`](CircuitBreaker::force_closed).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, Reason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().build()?;
+    /// breaker.force_open();
+    /// tokio::time::advance(Duration::from_secs(24 * 3600)).await;
+    /// let refusal = breaker.try_acquire().unwrap_err();
+    /// assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::ForcedOpen, None));
+    /// breaker.reset();
+    /// breaker.try_acquire()?.success();
+    /// # Ok(()) }
+    /// ```
     pub fn force_open(&self) {
         self.change(|machine| machine.force(true));
     }
 
     /// Lets everything through uncounted until [`reset`](CircuitBreaker::reset) or
     /// [`force_open`](CircuitBreaker::force_open).
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).build()?;
+    /// breaker.force_closed();
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::ForcedClosed);
+    /// assert_eq!(breaker.counts().calls, 0);
+    /// # Ok(()) }
+    /// ```
     pub fn force_closed(&self) {
         self.change(|machine| machine.force(false));
     }
