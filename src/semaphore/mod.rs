@@ -102,12 +102,36 @@ pub struct SemaphoreBuilder {
 
 impl SemaphoreBuilder {
     /// How many may wait: 16,384 unless said, at most 16,777,216. With 0 nobody waits.
+    ///
+    /// ```
+    /// # use resile::{Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let semaphore = Semaphore::permits(1).max_queue(0).build()?;
+    /// let _held = semaphore.acquire().await?;
+    /// let refusal = semaphore.acquire().await.unwrap_err();
+    /// assert_eq!(refusal.reason(), Reason::QueueFull);
+    /// # Ok(()) }
+    /// ```
     pub const fn max_queue(mut self, waiters: u32) -> Self {
         self.max_queue = waiters;
         self
     }
 
     /// How long one may wait: no limit unless said.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let semaphore = Semaphore::permits(1).max_wait(Duration::from_millis(50)).build()?;
+    /// let _held = semaphore.acquire().await?;
+    /// let start = tokio::time::Instant::now();
+    /// let refusal = semaphore.acquire().await.unwrap_err();
+    /// assert_eq!((refusal.reason(), start.elapsed()), (Reason::QueueTimeout, Duration::from_millis(50)));
+    /// # Ok(()) }
+    /// ```
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = Some(wait);
         self
@@ -173,12 +197,44 @@ impl Semaphore {
     }
 
     /// How many permits are free. Those in the queue come first, so a free permit is not always for the taking.
+    ///
+    /// A request that needs more than is free holds up those behind it:
+    ///
+    /// ```
+    /// # use resile::{Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let semaphore = Semaphore::permits(3).build()?;
+    /// let held = semaphore.acquire_many(2).await?;
+    /// let large = tokio::spawn(semaphore.acquire_many(3));
+    /// tokio::task::yield_now().await;
+    /// assert_eq!(semaphore.available(), 1);
+    /// assert_eq!(semaphore.try_acquire().unwrap_err().reason(), Reason::Busy);
+    /// drop(held);
+    /// large.await??.success();
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn available(&self) -> u32 {
         self.read().available()
     }
 
     /// How many wait.
+    ///
+    /// ```
+    /// # use resile::Semaphore;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let semaphore = Semaphore::permits(1).build()?;
+    /// let held = semaphore.acquire().await?;
+    /// let waits = tokio::spawn(semaphore.acquire());
+    /// tokio::task::yield_now().await;
+    /// assert_eq!(semaphore.queued(), 1);
+    /// drop(held);
+    /// waits.await??.success();
+    /// assert_eq!(semaphore.queued(), 0);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn queued(&self) -> u32 {
         self.0.queue.lock().len()
@@ -224,6 +280,22 @@ impl Semaphore {
     }
 
     /// Closes it for good: whoever waits or comes is refused, whoever is in finishes.
+    ///
+    /// ```
+    /// # use resile::{Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let semaphore = Semaphore::permits(1).build()?;
+    /// let held = semaphore.acquire().await?;
+    /// let waits = tokio::spawn(semaphore.acquire());
+    /// tokio::task::yield_now().await;
+    ///
+    /// semaphore.close();
+    /// assert_eq!(waits.await?.unwrap_err().reason(), Reason::Closed);
+    /// held.success();
+    /// assert_eq!(semaphore.try_acquire().unwrap_err().reason(), Reason::Closed, "although a permit is free");
+    /// # Ok(()) }
+    /// ```
     pub fn close(&self) {
         let mut queue = self.0.queue.lock();
         self.0.word.fetch_or(CLOSED, AcqRel);
