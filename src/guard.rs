@@ -48,6 +48,25 @@ impl Guard {
     /// # Errors
     ///
     /// The future resolves to the gate's refusal.
+    ///
+    /// ```
+    /// # use resile::{Call, Entry, Gate, Guard, Outcome, Pass};
+    /// struct Open;
+    /// impl Gate for Open {
+    ///     fn enter(&self, _: &Call) -> Entry {
+    ///         Entry::Pass(Pass::default())
+    ///     }
+    ///     fn leave(&self, _: Pass, outcome: Outcome) {
+    ///         assert!(matches!(outcome, Outcome::Judged(verdict, _) if verdict.is_healthy()));
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let guard = Guard::acquire(Open).await?;
+    /// guard.success();
+    /// # Ok(()) }
+    /// ```
     pub fn acquire(gate: impl Gate) -> Acquire {
         Self::enter(gate, 1)
     }
@@ -57,6 +76,17 @@ impl Guard {
     /// # Errors
     ///
     /// The gate's refusal.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use resile::{Gate, Guard, Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let gate: Arc<dyn Gate> = Arc::new(Semaphore::permits(1).build()?);     // whatever it is
+    /// let _held = Guard::try_acquire(gate.clone())?;
+    /// assert_eq!(Guard::try_acquire(gate).unwrap_err().reason(), Reason::Busy);
+    /// # Ok(()) }
+    /// ```
     pub fn try_acquire(gate: impl Gate) -> Result<Self, Refusal> {
         Self::try_enter(gate, 1)
     }
@@ -119,11 +149,35 @@ impl Guard {
     }
 
     /// How it ended says nothing about the peer.
+    ///
+    /// ```
+    /// # use resile::{CircuitBreaker, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(2).build()?;
+    /// breaker.try_acquire()?.failure();
+    /// breaker.try_acquire()?.ignore();                 // neither counts nor ends the row
+    /// breaker.try_acquire()?.failure();
+    /// assert_eq!(breaker.state(), State::Open);
+    /// # Ok(()) }
+    /// ```
     pub fn ignore(self) {
         self.finish(Verdict::Ignored);
     }
 
     /// Ends it with any verdict.
+    ///
+    /// ```
+    /// # use resile::{ByResult, CircuitBreaker, Classify, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).build()?;
+    /// let guard = breaker.acquire().await?;
+    /// let answer: Result<u32, &str> = Err("reset");
+    /// guard.finish(ByResult.classify(&answer));
+    /// assert_eq!(breaker.state(), State::Open);
+    /// # Ok(()) }
+    /// ```
     pub fn finish(mut self, verdict: Verdict) {
         self.leave(|times| Outcome::Judged(verdict, times));
     }
@@ -240,6 +294,20 @@ macro_rules! guarded {
             /// # Errors
             ///
             /// As [`acquire`](Self::acquire); and for more than can ever be had at once, a refusal that says so.
+            ///
+            /// At a semaphore, a heavy call takes as much as several light ones:
+            ///
+            /// ```
+            /// # use resile::Semaphore;
+            /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+            /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+            /// let semaphore = Semaphore::permits(4).build()?;
+            /// let heavy = semaphore.acquire_many(3).await?;
+            /// assert_eq!(semaphore.available(), 1);
+            /// drop(heavy);
+            /// assert_eq!(semaphore.available(), 4);
+            /// # Ok(()) }
+            /// ```
             pub fn acquire_many(&self, cost: u32) -> crate::guard::Acquire {
                 crate::guard::Guard::enter(self.clone(), cost)
             }
@@ -249,6 +317,20 @@ macro_rules! guarded {
             /// # Errors
             ///
             /// As [`try_acquire`](Self::try_acquire).
+            ///
+            /// What could never be had at once is refused as such, whatever is free now:
+            ///
+            /// ```
+            /// # use resile::{Reason, Semaphore};
+            /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+            /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+            /// let semaphore = Semaphore::permits(4).build()?;
+            /// let _held = semaphore.try_acquire_many(2)?;
+            /// assert_eq!(semaphore.try_acquire_many(3).unwrap_err().reason(), Reason::Busy);
+            /// let refusal = semaphore.try_acquire_many(5).unwrap_err();
+            /// assert_eq!(refusal.reason(), Reason::CostAboveLimit { cost: 5, limit: 4 });
+            /// # Ok(()) }
+            /// ```
             pub fn try_acquire_many(&self, cost: u32) -> Result<crate::guard::Guard, crate::error::Refusal> {
                 crate::guard::Guard::try_enter(self.clone(), cost)
             }
