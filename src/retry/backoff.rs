@@ -22,6 +22,25 @@ use crate::internal::time::nanos;
 /// ```
 pub trait Backoff: Send + Sync + 'static {
     /// The delays of one call, from its first retry on.
+    ///
+    /// A strategy with settings of its own:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Backoff;
+    /// struct Steps {
+    ///     quick: usize,
+    /// }
+    /// impl Backoff for Steps {
+    ///     fn delays(&self) -> Box<dyn Iterator<Item = Duration> + Send> {
+    ///         let quick = std::iter::repeat_n(Duration::from_millis(10), self.quick);
+    ///         Box::new(quick.chain(std::iter::repeat(Duration::from_secs(1))))
+    ///     }
+    /// }
+    ///
+    /// let first: Vec<_> = Steps { quick: 2 }.delays().take(3).map(|delay| delay.as_millis()).collect();
+    /// assert_eq!(first, [10, 10, 1000]);
+    /// ```
     fn delays(&self) -> Box<dyn Iterator<Item = Duration> + Send>;
 }
 
@@ -42,6 +61,31 @@ where
 ///
 /// The names are those of Marc Brooker's "Exponential Backoff And
 /// Jitter" (2015).
+///
+/// ```
+/// # use std::time::Duration;
+/// # use resile::{Jitter, Policy, Retry};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// for (jitter, least, most) in [
+///     (Jitter::None, 100, 100),
+///     (Jitter::Full, 0, 100),
+///     (Jitter::Equal, 50, 100),
+///     (Jitter::Decorrelated, 100, 300),
+/// ] {
+///     let retry = Retry::constant(Duration::from_millis(100)).jitter(jitter).max_attempts(2);
+///     let policy = Policy::named("users").retry(retry).build()?;
+///     let mut waits = Vec::new();
+///     for _ in 0..30 {
+///         let start = tokio::time::Instant::now();
+///         assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+///         waits.push(start.elapsed().as_millis());
+///     }
+///     assert!(waits.iter().all(|wait| (least..=most + 2).contains(wait)), "with the timer's grain");
+///     assert_eq!(waits.iter().all(|wait| *wait == waits[0]), jitter == Jitter::None);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Jitter {

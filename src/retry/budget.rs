@@ -76,12 +76,36 @@ pub struct RatioBuilder {
 impl RatioBuilder {
     /// How many retries a second are allowed whatever the traffic: 10 unless said, at most 1,000,000. What the reserve
     /// gives over one expiry can be spent at once.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::RetryBudget;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let budget = RetryBudget::ratio(0.1).reserve_per_second(2).expiry(Duration::from_secs(10)).build()?;
+    /// assert_eq!(budget.available(), 20, "two a second for ten seconds, without any traffic");
+    /// # Ok(()) }
+    /// ```
     pub const fn reserve_per_second(mut self, retries: u32) -> Self {
         self.reserve = retries;
         self
     }
 
     /// How long a call goes on paying, and a retry goes on counting: 10 s unless said, 1 ms to 1 h.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry, RetryBudget};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let budget = RetryBudget::ratio(1.0).reserve_per_second(0).expiry(Duration::from_secs(1)).build()?;
+    /// let policy = Policy::named("users").retry(Retry::immediate().budget(budget.clone())).build()?;
+    /// policy.run(|| async { Ok::<_, std::io::Error>(()) }).await?;
+    /// assert_eq!(budget.available(), 1);
+    /// tokio::time::advance(Duration::from_secs(2)).await;
+    /// assert_eq!(budget.available(), 0);
+    /// # Ok(()) }
+    /// ```
     pub const fn expiry(mut self, expiry: Duration) -> Self {
         self.expiry = expiry;
         self
@@ -120,6 +144,13 @@ pub struct ShareBuilder {
 
 impl ShareBuilder {
     /// How many retries may be in flight whatever the traffic: 3 unless said, so that a quiet service can retry at all.
+    ///
+    /// ```
+    /// # use resile::RetryBudget;
+    /// let quiet = RetryBudget::share(0.2).floor(1).build()?;
+    /// assert_eq!(quiet.available(), 1, "a fifth of nothing is nothing, but one may be retried");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn floor(mut self, retries: u32) -> Self {
         self.floor = retries;
         self
@@ -156,6 +187,21 @@ impl RetryBudget {
 
     /// A budget of so many retries per call in flight: 0.2 allows ten retries beside fifty calls. A call that waits to
     /// be retried is still in flight, and so is its retry.
+    ///
+    /// ```
+    /// # use resile::{Policy, Retry, RetryBudget};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let budget = RetryBudget::share(0.5).floor(0).build()?;
+    /// let policy = Policy::named("users").retry(Retry::immediate().budget(budget.clone())).build()?;
+    /// let calls: Vec<_> = (0..4)
+    ///     .map(|_| tokio::spawn(policy.clone().into_run(|| std::future::pending::<Result<(), &str>>())))
+    ///     .collect();
+    /// tokio::task::yield_now().await;
+    /// assert_eq!(budget.available(), 2, "half of the four in flight");
+    /// # calls.iter().for_each(|call| call.abort());
+    /// # Ok(()) }
+    /// ```
     pub const fn share(share: f64) -> ShareBuilder {
         ShareBuilder { share, floor: DEFAULT_FLOOR }
     }

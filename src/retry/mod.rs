@@ -137,6 +137,19 @@ pub struct Retry {
 }
 
 /// What a retry does when a gate inside of it refuses.
+///
+/// ```
+/// # use resile::{OnRefusal, Policy, Retry, TokenBucket};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bucket = TokenBucket::per_second(10).burst(1).max_queue(0).build()?;
+/// let policy = Policy::named("users").retry(Retry::immediate()).gate(bucket.clone()).build()?;
+/// bucket.try_take(1)?;
+/// let error = policy.run(|| async { Ok::<_, std::io::Error>(42) }).await.unwrap_err();
+/// assert_eq!(OnRefusal::default(), OnRefusal::Stop);
+/// assert_eq!((error.is_refused(), error.attempts()), (true, 0));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnRefusal {
@@ -165,36 +178,123 @@ impl Retry {
     }
 
     /// Tries again without a delay: for peers of which there are many, behind a balancer that picks another one.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("users").retry(Retry::immediate()).timeout(Duration::from_secs(1)).build()?;
+    /// let error = policy.run(|| async { Err::<(), _>("down") }).await.unwrap_err();
+    /// assert_eq!((error.attempts(), error.elapsed()), (3, Some(Duration::ZERO)));
+    /// # Ok(()) }
+    /// ```
     pub const fn immediate() -> Self {
         Self::of(Curve::Constant(0), Jitter::None)
     }
 
     /// The same delay before each retry, without jitter unless asked.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("users").retry(Retry::constant(Duration::from_millis(10)).max_attempts(4)).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+    /// assert_eq!(start.elapsed(), Duration::from_millis(10 + 10 + 10));
+    /// # Ok(()) }
+    /// ```
     pub const fn constant(delay: Duration) -> Self {
         Self::of(Curve::Constant(nanos(delay)), Jitter::None)
     }
 
     /// Delays of `first`, twice, three times that, and so on, without jitter unless asked.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("users").retry(Retry::linear(Duration::from_millis(10)).max_attempts(4)).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+    /// assert_eq!(start.elapsed(), Duration::from_millis(10 + 20 + 30));
+    /// # Ok(()) }
+    /// ```
     pub const fn linear(first: Duration) -> Self {
         Self::of(Curve::Linear(nanos(first)), Jitter::None)
     }
 
     /// Delays that double from `first` on, with full jitter unless told otherwise.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Jitter, Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::exponential(Duration::from_millis(10)).jitter(Jitter::None).max_attempts(4);
+    /// let policy = Policy::named("users").retry(retry).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+    /// assert_eq!(start.elapsed(), Duration::from_millis(10 + 20 + 40));
+    /// # Ok(()) }
+    /// ```
     pub const fn exponential(first: Duration) -> Self {
         Self::of(Curve::Exponential { first: nanos(first), factor: 2.0 }, Jitter::Full)
     }
 
     /// Delays of `first` times 1, 1, 2, 3, 5, 8 and so on, without jitter unless asked.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("users").retry(Retry::fibonacci(Duration::from_millis(10)).max_attempts(5)).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+    /// assert_eq!(start.elapsed(), Duration::from_millis(10 + 10 + 20 + 30));
+    /// # Ok(()) }
+    /// ```
     pub const fn fibonacci(first: Duration) -> Self {
         Self::of(Curve::Fibonacci(nanos(first)), Jitter::None)
     }
 
     /// Delays of your own, without jitter unless asked; see [`Backoff`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry, Stop};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::with([Duration::from_millis(10), Duration::from_millis(100)]).max_attempts(10);
+    /// let policy = Policy::named("users").retry(retry).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// let error = policy.run(|| async { Err::<(), _>("down") }).await.unwrap_err();
+    /// assert_eq!((error.attempts(), error.stop()), (3, Stop::Attempts), "two delays, two retries");
+    /// assert_eq!(start.elapsed(), Duration::from_millis(110));
+    /// # Ok(()) }
+    /// ```
     pub fn with(backoff: impl Backoff) -> Self {
         Self::of(Curve::Own(Arc::new(backoff)), Jitter::None)
     }
 
     /// By how much an exponential delay grows each time: 2 unless said, 1 to 100. Other strategies ignore it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Jitter, Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::exponential(Duration::from_millis(10)).factor(3.0).jitter(Jitter::None).max_attempts(4);
+    /// let policy = Policy::named("users").retry(retry).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+    /// assert_eq!(start.elapsed(), Duration::from_millis(10 + 30 + 90));
+    /// # Ok(()) }
+    /// ```
     pub fn factor(mut self, by: f64) -> Self {
         if let Curve::Exponential { factor, .. } = &mut self.curve {
             *factor = by;
@@ -203,30 +303,97 @@ impl Retry {
     }
 
     /// How delays are spread.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Jitter, Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::constant(Duration::from_millis(100)).jitter(Jitter::Equal).max_attempts(11);
+    /// let policy = Policy::named("users").retry(retry).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+    /// let waited = start.elapsed();
+    /// assert!(waited >= 10 * Duration::from_millis(50) && waited < 10 * Duration::from_millis(100));
+    /// # Ok(()) }
+    /// ```
     pub const fn jitter(mut self, jitter: Jitter) -> Self {
         self.jitter = jitter;
         self
     }
 
     /// The longest delay, after jitter: 30 s unless said, at most a day.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::linear(Duration::from_secs(1)).max_delay(Duration::from_millis(1500)).max_attempts(4);
+    /// let policy = Policy::named("users").retry(retry).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+    /// assert_eq!(start.elapsed(), Duration::from_millis(1000 + 1500 + 1500));
+    /// # Ok(()) }
+    /// ```
     pub const fn max_delay(mut self, delay: Duration) -> Self {
         self.max_delay = delay;
         self
     }
 
     /// How many attempts a call gets, the first one included: 3 unless said, 1 to 1000. What a gate refused was none.
+    ///
+    /// ```
+    /// # use resile::{Policy, Retry, Stop};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("users").retry(Retry::immediate().max_attempts(5)).build()?;
+    /// let error = policy.run(|| async { Err::<(), _>("down") }).await.unwrap_err();
+    /// assert_eq!((error.attempts(), error.stop()), (5, Stop::Attempts));
+    /// # Ok(()) }
+    /// ```
     pub const fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
         self
     }
 
     /// No retry begins later than this after the call's first poll. Unlike a timeout it cuts no attempt short.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry, Stop};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::constant(Duration::from_millis(400)).max_attempts(10).max_elapsed(Duration::from_secs(1));
+    /// let policy = Policy::named("users").retry(retry).build()?;
+    /// let error = policy.run(|| async { Err::<(), _>("down") }).await.unwrap_err();
+    /// assert_eq!((error.attempts(), error.stop()), (3, Stop::Elapsed), "at 0, 400 and 800 ms");
+    /// assert_eq!(error.elapsed(), Some(Duration::from_millis(800)), "and no wait for what would not come");
+    /// # Ok(()) }
+    /// ```
     pub const fn max_elapsed(mut self, elapsed: Duration) -> Self {
         self.max_elapsed = Some(elapsed);
         self
     }
 
     /// The longest hint that is honoured: 60 s unless said, at most a day. A longer one is cut to this.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry, Verdict};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::immediate().max_attempts(2).max_hint(Duration::from_secs(2));
+    /// let policy = Policy::named("users").retry(retry).build()?;
+    /// let start = tokio::time::Instant::now();
+    /// let answer = policy
+    ///     .classify(|_: &Result<(), &str>| Verdict::Overloaded(Some(Duration::from_secs(3600))))
+    ///     .run(|| async { Err("come back in an hour") })
+    ///     .await;
+    /// assert!(answer.is_err());
+    /// assert_eq!(start.elapsed(), Duration::from_secs(2));
+    /// # Ok(()) }
+    /// ```
     pub const fn max_hint(mut self, hint: Duration) -> Self {
         self.max_hint = hint;
         self
@@ -237,18 +404,63 @@ impl Retry {
     ///
     /// A peer that is behind then works for nobody who has gone before the answer comes. The limit of one attempt is a
     /// good value if the whole call has several times that.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry, Stop};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::constant(Duration::from_millis(400)).min_attempt(Duration::from_millis(300));
+    /// let policy = Policy::named("users").timeout(Duration::from_secs(1)).retry(retry).build()?;
+    /// let error = policy.run(|| async { Err::<(), _>("down") }).await.unwrap_err();
+    /// assert_eq!((error.attempts(), error.stop()), (2, Stop::Deadline), "at 800 ms only 200 were left");
+    /// # Ok(()) }
+    /// ```
     pub const fn min_attempt(mut self, time: Duration) -> Self {
         self.min_attempt = time;
         self
     }
 
     /// What to do when a gate inside of the retry refuses: [`OnRefusal::Stop`] unless said.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{OnRefusal, Policy, Retry, TokenBucket};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bucket = TokenBucket::per_second(10).burst(1).max_queue(0).build()?;
+    /// let retry = Retry::immediate().on_refusal(OnRefusal::Retry);
+    /// let policy = Policy::named("users").retry(retry).gate(bucket.clone()).build()?;
+    ///
+    /// bucket.try_take(1)?;
+    /// let start = tokio::time::Instant::now();
+    /// policy.run(|| async { Ok::<_, std::io::Error>(42) }).await?;
+    /// assert_eq!(start.elapsed(), Duration::from_millis(100), "when the bucket said it would have a token");
+    /// # Ok(()) }
+    /// ```
     pub const fn on_refusal(mut self, on_refusal: OnRefusal) -> Self {
         self.on_refusal = on_refusal;
         self
     }
 
     /// A bound on the retries of many calls together.
+    ///
+    /// One budget for several policies that call the same peer:
+    ///
+    /// ```
+    /// # use resile::{Policy, Retry, RetryBudget};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let budget = RetryBudget::ratio(0.1).reserve_per_second(0).build()?;
+    /// let reads = Policy::named("reads").retry(Retry::immediate().budget(budget.clone())).build()?;
+    /// let writes = Policy::named("writes").retry(Retry::immediate().budget(budget)).build()?;
+    /// for _ in 0..10 {
+    ///     reads.run(|| async { Ok::<_, &str>(()) }).await.unwrap();
+    /// }
+    /// let error = writes.run(|| async { Err::<(), _>("down") }).await.unwrap_err();
+    /// assert_eq!(error.attempts(), 2, "what the reads have paid for");
+    /// # Ok(()) }
+    /// ```
     pub fn budget(mut self, budget: RetryBudget) -> Self {
         self.budget = Some(budget);
         self
@@ -257,6 +469,23 @@ impl Retry {
     /// Makes the jitter repeatable: the n-th call that retries has the same delays in every run.
     ///
     /// Unless said, the seed is random. Each call has a sequence of its own either way.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let retry = Retry::exponential(Duration::from_secs(1)).seed(7);
+    /// let mut waits = Vec::new();
+    /// for _ in 0..2 {
+    ///     let policy = Policy::named("users").retry(retry.clone()).build()?;
+    ///     let start = tokio::time::Instant::now();
+    ///     assert!(policy.run(|| async { Err::<(), _>("down") }).await.is_err());
+    ///     waits.push(start.elapsed());
+    /// }
+    /// assert_eq!(waits[0], waits[1]);
+    /// # Ok(()) }
+    /// ```
     pub const fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
