@@ -39,6 +39,14 @@ impl ConfigError {
 }
 
 /// One wrong setting.
+///
+/// ```
+/// # use resile::Semaphore;
+/// let error = Semaphore::permits(0).build().unwrap_err();
+/// let fault = &error.faults()[0];
+/// assert_eq!((fault.place(), fault.field(), fault.value()), ("semaphore", "permits", "0"));
+/// assert_eq!(fault.allowed(), "1 to 2147483647");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     place: String,

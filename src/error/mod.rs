@@ -59,6 +59,26 @@ pub(crate) enum Cause {
 }
 
 /// The ways a call can fail.
+///
+/// ```
+/// # use resile::{ErrorKind, Policy, Semaphore};
+/// /// What a web service would answer.
+/// fn status<E>(error: &resile::Error<E>) -> u16 {
+///     match error.kind() {
+///         ErrorKind::Refused => 503,
+///         ErrorKind::TimedOut => 504,
+///         _ => 502,
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let closed = Semaphore::permits(1).build()?;
+/// closed.close();
+/// let policy = Policy::named("users").gate(closed).build()?;
+/// assert_eq!(status(&policy.run(|| async { Ok::<_, &str>(42) }).await.unwrap_err()), 503);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -76,6 +96,20 @@ pub enum ErrorKind {
 }
 
 /// The time limit that passed.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use resile::{Limit, Policy};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("slow").timeout(Duration::from_secs(2)).build()?;
+/// let never = || std::future::pending::<Result<(), &str>>();
+/// let error = policy.run(never).await.unwrap_err();
+/// assert_eq!(error.limit(), Some(Limit::Step { step: 1, limit: Duration::from_secs(2) }));
+/// let error = policy.call().deadline(Duration::from_secs(1)).run(never).await.unwrap_err();
+/// assert_eq!(error.limit(), Some(Limit::Caller));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Limit {
@@ -106,6 +140,19 @@ impl fmt::Display for Limit {
 ///
 /// It is told where there is an error to tell it: when attempts end on an `Ok` that was judged bad, the caller gets that
 /// `Ok` and nothing else.
+///
+/// ```
+/// # use resile::{Policy, Retry, Stop, Verdict};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("users").retry(Retry::immediate()).build()?;
+/// let down = || async { Err::<(), _>("down") };
+/// assert_eq!(policy.run(down).await.unwrap_err().stop(), Stop::Attempts);
+/// assert_eq!(policy.run_once(down()).await.unwrap_err().stop(), Stop::NoRetry);
+/// let final_one = policy.classify(|_: &Result<(), &str>| Verdict::Permanent).run(down).await.unwrap_err();
+/// assert_eq!(final_one.stop(), Stop::Final);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stop {
@@ -187,6 +234,19 @@ impl<E> Error<E> {
     }
 
     /// Who refused and why, if that is how the call ended.
+    ///
+    /// ```
+    /// # use resile::{Policy, Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let db = Semaphore::permits(1).named("db").build()?;
+    /// let policy = Policy::named("users").gate(db.clone()).build()?;
+    /// let _held = db.try_acquire()?;
+    /// let error = policy.call().no_wait().run(|| async { Ok::<_, &str>(42) }).await.unwrap_err();
+    /// let refusal = error.refusal().unwrap();
+    /// assert_eq!((refusal.gate(), refusal.reason()), ("db", Reason::Busy));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn refusal(&self) -> Option<&Refusal> {
         match &self.cause {
@@ -205,6 +265,21 @@ impl<E> Error<E> {
     }
 
     /// How long to wait before another call makes sense: the refusing gate's advice, or the peer's hint.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, TokenBucket, Verdict};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bucket = TokenBucket::per_second(10).burst(1).build()?;
+    /// let policy = Policy::named("users").gate(bucket).build()?;
+    /// let judged = policy.classify(|_: &Result<(), &str>| Verdict::Overloaded(Some(Duration::from_secs(5))));
+    /// let error = judged.run(|| async { Err("full") }).await.unwrap_err();
+    /// assert_eq!(error.retry_after(), Some(Duration::from_secs(5)), "what the peer said");
+    /// let error = judged.call().no_wait().run(|| async { Err("full") }).await.unwrap_err();
+    /// assert_eq!(error.retry_after(), Some(Duration::from_millis(100)), "what the bucket said");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
@@ -214,12 +289,38 @@ impl<E> Error<E> {
     }
 
     /// How many times the operation was started.
+    ///
+    /// ```
+    /// # use resile::{Policy, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let closed = Semaphore::permits(1).build()?;
+    /// closed.close();
+    /// let policy = Policy::named("users").gate(closed).build()?;
+    /// let error = policy.run(|| async { Ok::<_, &str>(42) }).await.unwrap_err();
+    /// assert_eq!(error.attempts(), 0, "it was never begun, so it can safely be done elsewhere");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// How long the call lasted, from its first poll; `None` if no step of the policy reads the clock.
+    /// How long the call lasted, from its first poll; `None` if no step of the policy reads the clock then. Timeouts do,
+    /// and most gates; a semaphore does not, nor does a retry that limits no time.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Policy;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let timed = Policy::named("timed").timeout(Duration::from_secs(2)).build()?;
+    /// let error = timed.run(|| std::future::pending::<Result<(), &str>>()).await.unwrap_err();
+    /// assert_eq!(error.elapsed(), Some(Duration::from_secs(2)));
+    /// let bare = Policy::named("bare").build()?;
+    /// assert_eq!(bare.run(|| async { Err::<(), _>("no") }).await.unwrap_err().elapsed(), None);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn elapsed(&self) -> Option<Duration> {
         known(self.elapsed)
@@ -238,18 +339,57 @@ impl<E> Error<E> {
     }
 
     /// The operation's last error. Also there when a later attempt timed out, was refused or was cancelled.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("users").timeout(Duration::from_secs(1)).retry(Retry::immediate()).build()?;
+    /// let error = policy
+    ///     .run_with(|call| async move {
+    ///         if call.is_retry() { std::future::pending().await } else { Err::<(), _>("reset") }
+    ///     })
+    ///     .await
+    ///     .unwrap_err();
+    /// assert!(error.is_timeout());
+    /// assert_eq!(error.last(), Some(&"reset"), "of the first attempt");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn last(&self) -> Option<&E> {
         self.last.as_ref()
     }
 
     /// Gives the operation's last error back.
+    ///
+    /// ```
+    /// # use resile::Policy;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("config").build()?;
+    /// let error = policy.run(|| async { "many".parse::<u32>() }).await.unwrap_err();
+    /// let inner: Option<std::num::ParseIntError> = error.into_inner();
+    /// assert_eq!(inner.unwrap().to_string(), "invalid digit found in string");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn into_inner(self) -> Option<E> {
         self.last
     }
 
     /// Changes the operation's error and keeps all the rest.
+    ///
+    /// ```
+    /// # use resile::{ErrorKind, Policy};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("users").build()?;
+    /// let error = policy.run(|| async { Err::<(), _>("down") }).await.unwrap_err().map(std::io::Error::other);
+    /// assert_eq!((error.kind(), error.attempts()), (ErrorKind::Failed, 1));
+    /// assert_eq!(error.last().unwrap().to_string(), "down");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn map<F>(self, f: impl FnOnce(E) -> F) -> Error<F> {
         Error {
@@ -370,6 +510,19 @@ pub struct Erased(Box<dyn std::error::Error + Send + Sync>);
 
 impl Erased {
     /// The boxed error.
+    ///
+    /// With the type that it had:
+    ///
+    /// ```
+    /// # use resile::{Error, Policy};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("config").build()?;
+    /// let error = policy.run(|| async { "many".parse::<u32>() }).await.map_err(Error::erase).unwrap_err();
+    /// let inner = error.into_inner().unwrap().into_inner();
+    /// assert!(inner.downcast::<std::num::ParseIntError>().is_ok());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn into_inner(self) -> Box<dyn std::error::Error + Send + Sync> {
         self.0

@@ -186,6 +186,17 @@ impl Refusal {
     }
 
     /// How long to wait before it makes sense to come back; `None` if nobody knows, or if it never will.
+    ///
+    /// What a web service would say in a header:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Reason, Refusal};
+    /// let refusal = Refusal::new("quota", Reason::Other("used up")).after(Duration::from_millis(1500));
+    /// let header = refusal.retry_after().map(|wait| wait.as_secs_f64().ceil());
+    /// assert_eq!(header, Some(2.0));
+    /// assert_eq!(Refusal::new("gate", Reason::Closed).retry_after(), None);
+    /// ```
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         known(self.after)
