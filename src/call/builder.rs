@@ -52,6 +52,22 @@ impl<P: Steps, C> CallBuilder<P, C> {
     }
 
     /// Names what the call is about, for gates that work by key. A key given twice has the later value.
+    ///
+    /// ```
+    /// # use resile::{Keyed, Policy, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let per_tenant = Keyed::by("tenant", Semaphore::permits(1).max_queue(0)).build()?;
+    /// let policy = Policy::named("api").gate(per_tenant).build()?;
+    /// let acme = policy.call().key("tenant", "acme").owned();
+    /// let task = tokio::spawn(acme.run(|| std::future::pending::<Result<(), &str>>()));
+    /// tokio::task::yield_now().await;
+    ///
+    /// assert!(policy.call().key("tenant", "acme").run(|| async { Ok::<_, &str>(42) }).await.is_err());
+    /// assert!(policy.call().key("tenant", "other").run(|| async { Ok::<_, &str>(42) }).await.is_ok());
+    /// # task.abort();
+    /// # Ok(()) }
+    /// ```
     pub fn key(mut self, name: &'static str, value: impl Into<Key>) -> Self {
         self.call.set_key(name, value.into());
         self
@@ -59,12 +75,47 @@ impl<P: Steps, C> CallBuilder<P, C> {
 
     /// How many permits or tokens the call takes at each gate: 1 unless said. A cost of 0 takes no permits, and is refused
     /// where tokens are counted.
+    ///
+    /// ```
+    /// # use resile::{Policy, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let memory = Semaphore::permits(100).build()?;
+    /// let policy = Policy::named("uploads").gate(memory.clone()).build()?;
+    /// let in_use = policy.call().cost(30).run(|| async { Ok::<_, std::io::Error>(memory.in_use()) }).await?;
+    /// assert_eq!(in_use, 30);
+    /// # Ok(()) }
+    /// ```
     pub const fn cost(mut self, cost: u32) -> Self {
         self.call.cost = cost;
         self
     }
 
     /// How important the call is: as the [context](crate::context) says unless said, else [`Priority::Normal`].
+    ///
+    /// For a gate of your own that sheds load:
+    ///
+    /// ```
+    /// # use resile::{Call, Entry, Gate, Outcome, Pass, Policy, Priority, Reason, Refusal};
+    /// struct Busy;
+    /// impl Gate for Busy {
+    ///     fn enter(&self, call: &Call) -> Entry {
+    ///         if call.priority() < Priority::Normal {
+    ///             return Entry::Refused(Refusal::new("busy", Reason::Other("not now")));
+    ///         }
+    ///         Entry::Pass(Pass::default())
+    ///     }
+    ///     fn leave(&self, _: Pass, _: Outcome) {}
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("api").gate(Busy).build()?;
+    /// let answer = || async { Ok::<_, &str>(42) };
+    /// assert!(policy.call().priority(Priority::Low).run(answer).await.is_err());
+    /// assert!(policy.run(answer).await.is_ok());
+    /// # Ok(()) }
+    /// ```
     pub const fn priority(mut self, priority: Priority) -> Self {
         self.call.priority = Some(priority);
         self
@@ -74,6 +125,21 @@ impl<P: Steps, C> CallBuilder<P, C> {
     ///
     /// Of a deadline and a policy's timeout the earlier one wins. When it is the caller's that passes, gates hear that
     /// the call was abandoned, which is no failure of the peer.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, Limit, Policy, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).build()?;
+    /// let policy = Policy::named("users").timeout(Duration::from_secs(5)).gate(breaker.clone()).build()?;
+    ///
+    /// let call = policy.call().deadline(Duration::from_millis(50));
+    /// let error = call.run(|| std::future::pending::<Result<(), &str>>()).await.unwrap_err();
+    /// assert_eq!(error.limit(), Some(Limit::Caller), "the earlier one");
+    /// assert_eq!(breaker.state(), State::Closed, "the caller was impatient, the peer not slow");
+    /// # Ok(()) }
+    /// ```
     pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
         (self.call.deadline, self.call.origin) = match deadline.into().0 {
             When::After(after) => (Moment::from_nanos(nanos(after)), Origin::FirstPoll),
@@ -85,6 +151,18 @@ impl<P: Steps, C> CallBuilder<P, C> {
     /// Cancels the call when the token is cancelled. Of several tokens the first one counts.
     ///
     /// A call whose operation is ready in the same poll succeeds all the same.
+    ///
+    /// ```
+    /// # use resile::{Cancel, CancelReason, Policy};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = Cancel::new();
+    /// let policy = Policy::named("users").build()?;
+    /// let call = policy.call().cancel_on(&client).run(|| std::future::pending::<Result<(), &str>>());
+    /// let (end, _) = tokio::join!(call, async { client.cancel_with(CancelReason::ClientGone) });
+    /// assert_eq!(end.unwrap_err().cancel_reason(), Some(&CancelReason::ClientGone));
+    /// # Ok(()) }
+    /// ```
     pub fn cancel_on(mut self, source: &impl CancelSource) -> Self {
         self.call.watch(source);
         self
@@ -113,6 +191,19 @@ impl<P: Steps, C> CallBuilder<P, C> {
     }
 
     /// Has the call refused at gates where it would have to wait.
+    ///
+    /// ```
+    /// # use resile::{Policy, Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let semaphore = Semaphore::permits(1).build()?;
+    /// let policy = Policy::named("users").gate(semaphore.clone()).build()?;
+    /// let _held = semaphore.acquire().await?;
+    /// let error = policy.call().no_wait().run(|| async { Ok::<_, &str>(42) }).await.unwrap_err();
+    /// assert_eq!(error.refusal().unwrap().reason(), Reason::Busy);
+    /// assert_eq!(semaphore.queued(), 0);
+    /// # Ok(()) }
+    /// ```
     pub const fn no_wait(mut self) -> Self {
         self.call.patient = Cell::new(false);
         self
@@ -196,6 +287,18 @@ impl<C> CallBuilder<&Policy, C> {
     /// The same as a call that owns its policy, for `tokio::spawn` and for futures with a name.
     ///
     /// Cost: one `Arc` clone.
+    ///
+    /// ```
+    /// # use resile::Policy;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("users").build()?;
+    /// let call = policy.call().cost(2).owned();
+    /// drop(policy);
+    /// let task = tokio::spawn(call.run(|| async { Ok::<_, std::io::Error>(42) }));
+    /// assert_eq!(task.await??, 42);
+    /// # Ok(()) }
+    /// ```
     pub fn owned(self) -> CallBuilder<Policy, C> {
         CallBuilder { policy: self.policy.clone(), judge: self.judge, call: self.call }
     }

@@ -21,6 +21,32 @@ pub use crate::said::CancelSource;
 pub use builder::CallBuilder;
 
 /// A call on its way in, as gates see it.
+///
+/// A gate of your own decides by it:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use resile::{Call, Entry, Gate, Outcome, Pass, Policy, Reason, Refusal};
+/// struct OnlyIfTimeIsLeft;
+/// impl Gate for OnlyIfTimeIsLeft {
+///     fn enter(&self, call: &Call) -> Entry {
+///         assert_eq!((call.attempt(), call.cost(), call.key("tenant")), (1, 3, Some(&7_u64.into())));
+///         if call.remaining() < Duration::from_millis(100) {
+///             return Entry::Refused(Refusal::new("time", Reason::TooLate));
+///         }
+///         Entry::Pass(Pass::default())
+///     }
+///     fn leave(&self, _: Pass, _: Outcome) {}
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("api").gate(OnlyIfTimeIsLeft).build()?;
+/// let call = || policy.call().cost(3).key("tenant", 7_u64);
+/// assert!(call().deadline(Duration::from_secs(1)).run(|| async { Ok::<_, &str>(42) }).await.is_ok());
+/// assert!(call().deadline(Duration::from_millis(50)).run(|| async { Ok::<_, &str>(42) }).await.is_err());
+/// # Ok(()) }
+/// ```
 pub struct Call {
     /// The clock as read in this poll, or `NEVER` while nobody has asked.
     now: Cell<Moment>,
@@ -370,6 +396,11 @@ impl Attempt {
 }
 
 /// How important a call is to its caller. Gates that shed load refuse the least important first.
+///
+/// ```
+/// # use resile::Priority;
+/// assert!(Priority::Low < Priority::default() && Priority::High < Priority::Critical);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Priority {
@@ -385,6 +416,12 @@ pub enum Priority {
 }
 
 /// The value of a key, such as a tenant's id: a number, or a text that is shared when cloned.
+///
+/// ```
+/// # use resile::Key;
+/// assert_eq!(Key::from(7_u32), Key::Number(7));
+/// assert_eq!(Key::from("acme"), Key::Text("acme".into()));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Key {
@@ -433,6 +470,21 @@ impl From<Arc<str>> for Key {
 /// When a call must be over: a duration from its first poll, or an instant.
 ///
 /// Durations too long for the clock mean no deadline.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use resile::Policy;
+/// # use tokio::time::Instant;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("users").build()?;
+/// let at = Instant::now() + Duration::from_secs(2);
+/// let call = policy.call().deadline(at).run_with(|call| async move { Ok::<_, std::io::Error>(call.deadline()) });
+/// assert_eq!(call.await?, Some(at));
+/// let call = policy.call().deadline(None).run_with(|call| async move { Ok::<_, std::io::Error>(call.deadline()) });
+/// assert_eq!(call.await?, None);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(When);
 
