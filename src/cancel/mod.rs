@@ -152,6 +152,19 @@ impl Cancel {
     }
 
     /// A token that is cancelled when this one is, with the same reason, and can be cancelled alone before.
+    ///
+    /// ```
+    /// # use resile::{Cancel, CancelReason};
+    /// let server = Cancel::new();
+    /// let (one, other) = (server.child(), server.child());
+    /// one.cancel_with(CancelReason::ClientGone);
+    /// assert!(!server.is_cancelled() && !other.is_cancelled());
+    ///
+    /// server.cancel_with(CancelReason::Shutdown);
+    /// assert_eq!(other.reason(), Some(CancelReason::Shutdown));
+    /// assert_eq!(one.reason(), Some(CancelReason::ClientGone), "the first one given");
+    /// assert!(server.child().is_cancelled(), "also whoever comes later");
+    /// ```
     #[must_use]
     pub fn child(&self) -> Self {
         let mut child = Node::default();
@@ -170,6 +183,14 @@ impl Cancel {
     }
 
     /// Cancels without saying why; see [`cancel_with`](Cancel::cancel_with).
+    ///
+    /// ```
+    /// # use resile::{Cancel, CancelReason};
+    /// let cancel = Cancel::new();
+    /// assert_eq!(cancel.reason(), None);
+    /// assert!(cancel.cancel());
+    /// assert_eq!(cancel.reason(), Some(CancelReason::Unspecified));
+    /// ```
     #[allow(clippy::must_use_candidate, reason = "who was first is rarely of interest")]
     pub fn cancel(&self) -> bool {
         self.cancel_with(CancelReason::Unspecified)
