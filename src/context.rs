@@ -101,12 +101,36 @@ impl Context {
     }
 
     /// When all of it must be over: a [`Duration`] counts from now. Of several the earliest counts.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::context::Context;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let request = Context::new().deadline(Duration::from_secs(2)).deadline(Duration::from_secs(5));
+    /// tokio::time::advance(Duration::from_millis(500)).await;
+    /// assert_eq!(request.remaining(), Duration::from_millis(1500));
+    /// # }
+    /// ```
     pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
         self.narrow(deadline.into());
         self
     }
 
     /// What may cancel all of it. Of several the first that is cancelled counts.
+    ///
+    /// ```
+    /// # use resile::context::Context;
+    /// # use resile::{Cancel, CancelReason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (client, server) = (Cancel::new(), Cancel::new());
+    /// let request = Context::new().cancel(&client).cancel(&server);
+    /// assert!(!request.is_cancelled());
+    /// server.cancel_with(CancelReason::Shutdown);
+    /// assert_eq!(request.cancel_reason(), Some(CancelReason::Shutdown));
+    /// # }
+    /// ```
     pub fn cancel(mut self, source: &impl CancelSource) -> Self {
         said::own(&mut self.said).watch(source);
         self
@@ -119,6 +143,13 @@ impl Context {
     }
 
     /// What it is about, for gates that work by key. A key given twice has the later value.
+    ///
+    /// ```
+    /// # use resile::context::Context;
+    /// let request = Context::new().key("tenant", "acme").key("user", 7_u32).key("user", 8_u32);
+    /// assert_eq!(request.get_key("tenant"), Some(&"acme".into()));
+    /// assert_eq!(request.get_key("user"), Some(&8_u32.into()));
+    /// ```
     pub fn key(mut self, name: &'static str, value: impl Into<Key>) -> Self {
         said::own(&mut self.said).set_key(name, value.into());
         self
@@ -264,6 +295,23 @@ pub fn current() -> Option<Context> {
 }
 
 /// Runs a future in a context, and in the one that is already there.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use resile::Priority;
+/// # use resile::context::{self, Context};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let request = Context::new().deadline(Duration::from_secs(1)).priority(Priority::High);
+/// context::scope(request, async {
+///     let part = Context::new().deadline(Duration::from_secs(5)).priority(Priority::Low);
+///     let both = context::scope(part, async { context::current().unwrap() }).await;
+///     assert_eq!(both.remaining(), Duration::from_secs(1), "the earlier one");
+///     assert_eq!(both.get_priority(), Some(Priority::Low), "the inner one");
+/// })
+/// .await;
+/// # }
+/// ```
 pub fn scope<F: Future>(context: Context, future: F) -> Scoped<F> {
     Scoped { future: Some(future), context: Some(context), nested: false }
 }

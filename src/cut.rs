@@ -12,6 +12,17 @@ use crate::internal::time::Moment;
 
 /// What there is to say about a future that was dropped before it was ready; see
 /// [`FutureExt::on_cancel`](crate::FutureExt::on_cancel).
+///
+/// ```
+/// # use std::sync::Mutex;
+/// # use resile::FutureExt;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let told = Mutex::new(None);
+/// drop(std::future::ready(42).on_cancel(|cut| *told.lock().unwrap() = Some(cut)));
+/// assert!(!told.lock().unwrap().unwrap().was_polled(), "it has not begun");
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutShort {
     polled: bool,
