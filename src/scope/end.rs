@@ -88,6 +88,18 @@ impl ChildPanic {
     }
 
     /// What it was thrown with.
+    ///
+    /// ```
+    /// # use resile::{ChildEnd, Scope};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<(), ()>::new();
+    /// scope.spawn(async { std::panic::panic_any(42_u32) });
+    /// let Some((0, ChildEnd::Panicked(panic))) = scope.next().await else { unreachable!() };
+    /// assert_eq!(panic.message(), None, "that was no text");
+    /// assert_eq!(*panic.into_payload().downcast::<u32>().unwrap(), 42);
+    /// # }
+    /// ```
     #[must_use]
     pub fn into_payload(self) -> Box<dyn Any + Send> {
         self.0.into_inner()
@@ -153,6 +165,20 @@ impl<T, E> ScopeEnd<T, E> {
     }
 
     /// Which child was the first to fail or to panic.
+    ///
+    /// A panic counts as well, but has no error:
+    ///
+    /// ```
+    /// # use resile::Scope;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<(), &str>::new();
+    /// scope.spawn(std::future::pending());
+    /// scope.spawn(async { panic!("a bug") });
+    /// let end = scope.wait().await;
+    /// assert_eq!((end.first(), end.first_error()), (Some(1), None));
+    /// # }
+    /// ```
     #[must_use]
     pub const fn first(&self) -> Option<usize> {
         self.first
@@ -171,6 +197,21 @@ impl<T, E> ScopeEnd<T, E> {
     }
 
     /// Whether some of it was not run to its end: children were cancelled, or not even started.
+    ///
+    /// ```
+    /// # use resile::Scope;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<u32, &str>::new().keep_going();
+    /// scope.spawn(async { Err("no") });
+    /// assert!(!scope.wait().await.is_partial(), "it failed, but at its own end");
+    ///
+    /// let mut scope = Scope::<u32, &str>::new();
+    /// scope.spawn(std::future::pending());
+    /// scope.cancel_with("enough");
+    /// assert!(scope.wait().await.is_partial());
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_partial(&self) -> bool {
         self.cut || self.children.iter().any(ChildEnd::is_cut)
@@ -185,6 +226,18 @@ impl<T, E> ScopeEnd<T, E> {
     /// # Panics
     ///
     /// If a child panicked, its panic goes on here.
+    ///
+    /// ```
+    /// # use resile::Scope;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<u32, &str>::new();
+    /// scope.spawn(async { Ok(1) });
+    /// let end = scope.wait().await;
+    /// assert_eq!(end.to_string(), "0 of 1 children did not finish");
+    /// assert_eq!(end.into_result().unwrap(), [1]);
+    /// # }
+    /// ```
     pub fn into_result(mut self) -> Result<Vec<T>, Self> {
         if let Some(at) = self.children.iter().position(|end| matches!(end, ChildEnd::Panicked(_))) {
             if let ChildEnd::Panicked(panic) = self.children.swap_remove(at) {

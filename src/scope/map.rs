@@ -64,11 +64,34 @@ impl<T, E, I, M> Mapped<T, E, I, M> {
     }
 
     /// The scope, to cancel it.
+    ///
+    /// ```
+    /// # use resile::Scope;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pages = Scope::new().map(1..=3, 1, |page| async move { Ok::<_, ()>(page) });
+    /// let mut pages = pages?;
+    /// assert!(pages.next().await.is_some());
+    /// pages.scope().cancel_with("found");
+    /// assert!(pages.next().await.is_none(), "no further one is started");
+    /// assert!(pages.is_partial());
+    /// # Ok(()) }
+    /// ```
     pub const fn scope(&self) -> &Scope<T, E> {
         &self.scope
     }
 
     /// The items that were not started. Children in flight are aborted.
+    ///
+    /// ```
+    /// # use resile::Scope;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut pages = Scope::new().map(1..=5, 2, |page| async move { Ok::<_, ()>(page) })?;
+    /// assert!(pages.next().await.is_some());
+    /// assert!(pages.into_rest().eq(3..=5));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn into_rest(self) -> I {
         self.items

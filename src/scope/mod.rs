@@ -150,6 +150,20 @@ impl<T, E> Scope<T, E> {
     /// When all children must be over: a [`Duration`] counts from now. Of several deadlines the earliest counts.
     ///
     /// Like all settings, it holds for children that are spawned later.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CancelReason, Scope};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<(), ()>::new().deadline(Duration::from_millis(50));
+    /// scope.spawn(std::future::pending());
+    /// let start = tokio::time::Instant::now();
+    /// let end = scope.wait().await;
+    /// assert_eq!(end.reason(), Some(&CancelReason::Deadline));
+    /// assert_eq!(start.elapsed(), Duration::from_millis(50));
+    /// # }
+    /// ```
     pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
         self.link.context.narrow(deadline.into());
         self
@@ -157,12 +171,45 @@ impl<T, E> Scope<T, E> {
 
     /// How long children that are cancelled may go on, to end in their own way: zero unless said, so that they are dropped
     /// at once. It counts from when a child hears of it, also after the deadline.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{ChildEnd, Scope, context};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<&str, ()>::new().grace(Duration::from_secs(1));
+    /// scope.spawn(async {
+    ///     context::current().unwrap().cancelled().await;
+    ///     tokio::time::sleep(Duration::from_millis(300)).await;
+    ///     Ok("said goodbye")
+    /// });
+    /// tokio::task::yield_now().await;
+    /// scope.cancel_with("enough");
+    /// assert!(matches!(scope.wait().await.children()[0], ChildEnd::Done("said goodbye")));
+    /// # }
+    /// ```
     pub const fn grace(mut self, grace: Duration) -> Self {
         self.link.grace = grace;
         self
     }
 
     /// Lets the others go on when a child fails or panics.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Scope;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::new().keep_going();
+    /// scope.spawn(async { Err("no") });
+    /// scope.spawn(async {
+    ///     tokio::time::sleep(Duration::from_millis(10)).await;
+    ///     Ok(42)
+    /// });
+    /// let end = scope.wait().await;
+    /// assert_eq!((end.children()[0].error(), end.children()[1].value()), (Some(&"no"), Some(&42)));
+    /// # }
+    /// ```
     pub const fn keep_going(mut self) -> Self {
         self.link.keep_going = true;
         self
@@ -175,6 +222,18 @@ impl<T, E> Scope<T, E> {
     }
 
     /// Cancels all children, unless the scope was cancelled before: whether this was the first time.
+    ///
+    /// ```
+    /// # use resile::{CancelReason, ChildEnd, Scope};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<(), ()>::new();
+    /// scope.spawn(std::future::pending());
+    /// assert!(scope.cancel_with(CancelReason::ClientGone));
+    /// assert!(!scope.cancel_with("too late"));
+    /// assert!(matches!(scope.wait().await.children()[0], ChildEnd::Cancelled(CancelReason::ClientGone)));
+    /// # }
+    /// ```
     pub fn cancel_with(&self, reason: impl Into<CancelReason>) -> bool {
         self.link.cancel.cancel_with(reason)
     }
@@ -203,6 +262,19 @@ impl<T, E> Scope<T, E> {
     }
 
     /// How many children have not been reported by [`next`](Scope::next).
+    ///
+    /// ```
+    /// # use resile::Scope;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<u32, ()>::new();
+    /// scope.spawn(async { Ok(1) });
+    /// scope.spawn(async { Ok(2) });
+    /// assert_eq!(scope.len(), 2);
+    /// scope.next().await;
+    /// assert_eq!(scope.len(), 1);
+    /// # }
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.running.len()
@@ -224,6 +296,19 @@ impl<T: Send + 'static, E: Send + 'static> Scope<T, E> {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
+    ///
+    /// ```
+    /// # use resile::{ChildEnd, Scope};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<u32, ()>::new();
+    /// scope.spawn(async { Ok(1) });
+    /// assert!(matches!(scope.next().await, Some((0, ChildEnd::Done(1)))));
+    /// scope.cancel_with("enough");
+    /// scope.spawn(async { unreachable!("never polled") });
+    /// assert!(matches!(scope.next().await, Some((1, ChildEnd::Cancelled(_)))));
+    /// # }
+    /// ```
     pub fn spawn<F>(&mut self, child: F)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
@@ -239,6 +324,26 @@ impl<T: Send + 'static, E: Send + 'static> Scope<T, E> {
     /// # Cancel safety
     ///
     /// Nothing is lost if it is dropped.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Scope;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::<u64, ()>::new();
+    /// for millis in [30, 10, 20] {
+    ///     scope.spawn(async move {
+    ///         tokio::time::sleep(Duration::from_millis(millis)).await;
+    ///         Ok(millis)
+    ///     });
+    /// }
+    /// let mut order = Vec::new();
+    /// while let Some((child, _)) = scope.next().await {
+    ///     order.push(child);
+    /// }
+    /// assert_eq!(order, [1, 2, 0]);
+    /// # }
+    /// ```
     pub async fn next(&mut self) -> Option<(usize, ChildEnd<T, E>)> {
         poll_fn(|cx| self.poll_ended(cx)).await
     }
@@ -258,6 +363,20 @@ impl<T: Send + 'static, E: Send + 'static> Scope<T, E> {
     }
 
     /// Waits for all children and says how each ended, whatever that was.
+    ///
+    /// ```
+    /// # use resile::{ChildEnd, Scope};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let mut scope = Scope::new().keep_going();
+    /// scope.spawn(async { Ok(1) });
+    /// scope.spawn(async { Err("no") });
+    /// scope.spawn(async { panic!("a bug") });
+    /// let end = scope.wait().await;
+    /// assert_eq!((end.first(), end.first_error()), (Some(1), Some(&"no")));
+    /// assert!(matches!(&end.children()[2], ChildEnd::Panicked(panic) if panic.message().unwrap() == "a bug"));
+    /// # }
+    /// ```
     pub async fn wait(mut self) -> ScopeEnd<T, E> {
         let mut ended = BTreeMap::new();
         while let Some((index, end)) = self.next().await {
