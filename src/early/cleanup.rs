@@ -23,6 +23,26 @@ use crate::run::{Make, Plain, Run, WithCall, sealed};
 const DEFAULT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a cleanup is told about the attempt that was cut short.
+///
+/// ```
+/// # use std::sync::{Arc, Mutex};
+/// # use std::time::Duration;
+/// # use resile::{Interrupted, Policy, Why};
+/// type Log = Arc<Mutex<Vec<Interrupted>>>;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let log = Log::default();
+/// let policy = Policy::named("db").timeout(Duration::from_secs(1)).build()?;
+/// let call = policy.call().cleanup(|log: Log, cut| async move { log.lock().unwrap().push(cut) });
+/// call.run(|| (log.clone(), std::future::pending::<Result<(), &str>>())).await.unwrap_err();
+///
+/// policy.tasks().idle().await;
+/// let cut = &log.lock().unwrap()[0];
+/// assert!(matches!(cut.why(), Why::TimedOut(_)));
+/// assert_eq!((cut.attempt(), cut.elapsed()), (1, Duration::from_secs(1)));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Interrupted {
     why: Why,
@@ -109,6 +129,22 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
 
 impl<P: Steps + Borrow<Policy>, C, H: Send + 'static> CleanupBuilder<P, C, H> {
     /// How long the cleanup may take, after which it is dropped: 5 s unless said. With zero it is polled once.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Policy;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("db").timeout(Duration::from_secs(1)).build()?;
+    /// let call = policy.call().cleanup(|(), _| std::future::pending()).within(Duration::from_secs(2));
+    /// call.run(|| ((), std::future::pending::<Result<(), &str>>())).await.unwrap_err();
+    ///
+    /// let start = tokio::time::Instant::now();
+    /// policy.tasks().idle().await;
+    /// assert_eq!(start.elapsed(), Duration::from_secs(2));
+    /// assert_eq!((policy.tasks().cleaned(), policy.tasks().failed()), (0, 1));
+    /// # Ok(()) }
+    /// ```
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
@@ -124,6 +160,29 @@ impl<P: Steps + Borrow<Policy>, C, H: Send + 'static> CleanupBuilder<P, C, H> {
     }
 
     /// The same with an operation that sees its call; see [`Policy::run_with`](crate::Policy::run_with).
+    ///
+    /// Each attempt can have a handle of its own:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Retry};
+    /// # use std::sync::{Arc, Mutex};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cut = Arc::new(Mutex::new(Vec::new()));
+    /// let told = cut.clone();
+    /// let twice = Retry::immediate().max_attempts(2);
+    /// let policy = Policy::named("db").retry(twice).timeout(Duration::from_secs(1)).build()?;
+    /// let call = policy.call().cleanup(move |query, _| {
+    ///     told.lock().unwrap().push(query);
+    ///     async {}
+    /// });
+    /// let query = |call: resile::Attempt| (call.attempt(), std::future::pending::<Result<(), &str>>());
+    /// assert!(call.run_with(query).await.is_err());
+    /// policy.tasks().idle().await;
+    /// assert_eq!(*cut.lock().unwrap(), [1, 2]);
+    /// # Ok(()) }
+    /// ```
     pub fn run_with<O, F, T, E>(self, operation: O) -> Run<P, Cleaning<WithCall<O>, H>, Cleaned<F, H>, C>
     where
         O: FnMut(Attempt) -> (H, F),

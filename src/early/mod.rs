@@ -124,6 +124,31 @@ impl fmt::Display for Stage<'_> {
 /// no early ends.
 ///
 /// It is made when all passes have gone back.
+///
+/// ```
+/// # use std::sync::{Arc, Mutex};
+/// # use std::time::Duration;
+/// # use resile::{Limit, Policy, Semaphore, Stage, Why};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let seen = Arc::new(Mutex::new(0));
+/// let count = seen.clone();
+/// let db = Semaphore::permits(1).named("db").build()?;
+/// let policy = Policy::named("users")
+///     .gate(db.clone())
+///     .on_early_end(move |end| {
+///         assert_eq!((end.why(), end.stage()), (&Why::TimedOut(Limit::Caller), Stage::Queued("db")));
+///         assert_eq!((end.attempts(), end.elapsed()), (0, Duration::from_secs(1)));
+///         assert_eq!(end.given_back().count(), 0);
+///         *count.lock().unwrap() += 1;
+///     })
+///     .build()?;
+///
+/// let _held = db.acquire().await?;
+/// assert!(policy.call().deadline(Duration::from_secs(1)).run(|| async { Ok::<_, &str>(42) }).await.is_err());
+/// assert_eq!(*seen.lock().unwrap(), 1);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct EarlyEnd<'a> {
     pub(crate) policy: &'a str,

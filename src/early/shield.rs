@@ -123,6 +123,22 @@ impl<C> ShieldBuilder<C> {
     }
 
     /// Runs a future that cannot be made twice; see [`Policy::run_once`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Policy;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("payments").build()?;
+    /// let pay = async {
+    ///     tokio::time::sleep(Duration::from_secs(1)).await;
+    ///     Ok::<_, &str>("paid")
+    /// };
+    /// let call = policy.call().shield().run_once(pay);
+    /// assert!(tokio::time::timeout(Duration::from_millis(10), call).await.is_err());
+    /// assert_eq!(policy.tasks().running(), 1, "it goes on");
+    /// # Ok(()) }
+    /// ```
     pub fn run_once<F, T, E>(self, future: F) -> Shield<Run<Policy, Once, F, C>, T, E>
     where
         F: Future<Output = Result<T, E>> + Send + 'static,

@@ -58,6 +58,19 @@ impl Tasks {
     }
 
     /// How many cleanups have not: they took longer than they were given, panicked, or had no runtime to run in.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Policy;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("db").timeout(Duration::from_secs(1)).build()?;
+    /// let call = policy.call().cleanup(|(), _| async { panic!("no connection") });
+    /// call.run(|| ((), std::future::pending::<Result<(), &str>>())).await.unwrap_err();
+    /// policy.tasks().idle().await;
+    /// assert_eq!((policy.tasks().cleaned(), policy.tasks().failed()), (0, 1));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.0.failed.load(Ordering::Relaxed)
