@@ -201,12 +201,36 @@ impl DrainBuilder {
 
     /// How long those are waited for that did not end within the grace and were told to stop: 5 s unless said, at most a
     /// day. With zero nobody is.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Drain;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let drain = Drain::builder().cancel_wait(Duration::from_secs(2)).build()?;
+    /// let _forgotten = drain.track("reindex")?;
+    /// let report = drain.close(Duration::from_secs(20)).await;
+    /// assert_eq!((report.still_in(), report.took()), (1, Duration::from_secs(22)));
+    /// # Ok(()) }
+    /// ```
     pub const fn cancel_wait(mut self, wait: Duration) -> Self {
         self.cancel_wait = wait;
         self
     }
 
     /// How many names are kept at once: 4,096 unless said, at most 1,048,576.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Drain;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let drain = Drain::builder().max_names(1).build()?;
+    /// let _places = (drain.track("first")?, drain.track("second")?);
+    /// let report = drain.close(Duration::ZERO).await;
+    /// assert_eq!((report.still_in(), report.stuck().len(), report.unnamed()), (2, 1, 1));
+    /// # Ok(()) }
+    /// ```
     pub const fn max_names(mut self, names: u32) -> Self {
         self.max_names = names;
         self
@@ -302,6 +326,20 @@ impl Drain {
     /// # Errors
     ///
     /// A refusal with [`Reason::Draining`] once it is closed.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Drain, Reason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let drain = Drain::new();
+    /// let stream = drain.track("sse")?;
+    /// assert_eq!(drain.held()[0].name(), "sse");
+    /// drop(stream);
+    /// assert!(drain.close(Duration::from_secs(20)).await.is_clean());
+    /// assert_eq!(drain.track("sse").unwrap_err().reason(), Reason::Draining);
+    /// # Ok(()) }
+    /// ```
     pub fn track(&self, name: impl Into<Cow<'static, str>>) -> Result<Guard, Refusal> {
         self.part(name).try_acquire()
     }
@@ -381,6 +419,25 @@ impl Drain {
     ///
     /// Outside of a tokio runtime, before it has changed anything. If the runtime is shut down on the way, or has no time
     /// driver for a grace that ends, the closing ends at once with what is still in.
+    ///
+    /// Two closings are one, and the shorter grace holds:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Drain;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let drain = Drain::new();
+    /// let job = drain.spawn("reindex", std::future::pending::<()>())?;
+    /// let first = tokio::spawn(drain.close(Duration::from_secs(20)));
+    /// tokio::time::sleep(Duration::from_secs(1)).await;
+    ///
+    /// let report = drain.close(Duration::ZERO).await;
+    /// assert_eq!((report.cancelled(), report.took()), (1, Duration::from_secs(1)));
+    /// assert_eq!(first.await?, report);
+    /// assert!(job.await?.is_err());
+    /// # Ok(()) }
+    /// ```
     pub fn close(&self, grace: Duration) -> impl Future<Output = Drained> + Send + 'static + use<> {
         let drain = self.clone();
         async move {
@@ -424,6 +481,23 @@ impl Drain {
     /// # Cancel safety
     ///
     /// Nothing is lost if it is dropped.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Drain, Phase};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let drain = Drain::new();
+    /// let place = drain.acquire().await?;
+    /// let closing = tokio::spawn(drain.close(Duration::from_secs(20)));
+    ///
+    /// let start = tokio::time::Instant::now();
+    /// drain.wait_for(Phase::Cancelling).await;
+    /// assert_eq!((drain.phase(), start.elapsed()), (Phase::Cancelling, Duration::from_secs(20)));
+    /// drop(place);                                     // it has taken notice
+    /// assert_eq!(closing.await?.cancelled(), 1);
+    /// # Ok(()) }
+    /// ```
     pub fn wait_for(&self, phase: Phase) -> impl Future<Output = ()> + Send + 'static + use<> {
         self.0.round().reached(phase)
     }
@@ -472,6 +546,17 @@ impl Drain {
     }
 
     /// How much is in flight.
+    ///
+    /// ```
+    /// # use resile::Drain;
+    /// let drain = Drain::new();
+    /// let request = drain.try_acquire()?;
+    /// let _job = drain.track("reindex")?;
+    /// assert_eq!(drain.in_flight(), 2, "named or not");
+    /// request.success();
+    /// assert_eq!(drain.in_flight(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.0.read().in_flight()

@@ -52,6 +52,21 @@ impl Names {
 
 /// What is in flight under one name; from [`Drained::stuck`](super::Drained::stuck) and
 /// [`Drain::held`](super::Drain::held).
+///
+/// ```
+/// # use std::time::Duration;
+/// # use resile::Drain;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let drain = Drain::new();
+/// let first = drain.track("sse")?;
+/// tokio::time::advance(Duration::from_secs(3)).await;
+/// let second = drain.track("sse")?;
+/// let held = &drain.held()[0];
+/// assert_eq!((held.name(), held.count(), held.longest()), ("sse", 2, Duration::from_secs(3)));
+/// assert_eq!(held.to_string(), "sse ×2 for 3s");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     name: Name,

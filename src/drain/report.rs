@@ -72,6 +72,23 @@ impl Drained {
     }
 
     /// Whether all finished within the grace.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Drain;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let drain = Drain::new();
+    /// let request = drain.acquire().await?;
+    /// tokio::spawn(async move {
+    ///     tokio::time::sleep(Duration::from_secs(3)).await;
+    ///     request.success();
+    /// });
+    /// let report = drain.close(Duration::from_secs(20)).await;
+    /// assert!(report.is_clean());
+    /// assert_eq!((report.finished(), report.took()), (1, Duration::from_secs(3)), "and no longer than it took");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.cancelled() == 0 && self.still_in() == 0
