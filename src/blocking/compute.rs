@@ -126,6 +126,22 @@ impl ComputeBuilder {
 
     /// How many jobs may wait for a thread: 1,024 unless said, at most 16,777,216. With 0 a job that finds no thread
     /// free is refused.
+    ///
+    /// ```
+    /// # use resile::{Compute, Reason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let compute = Compute::builder().threads(1).max_queue(0).build()?;
+    /// let (end, told) = std::sync::mpsc::channel();
+    /// let first = tokio::spawn(compute.run(move |_| told.recv()));
+    /// tokio::task::yield_now().await;
+    ///
+    /// let error = compute.run(|_| 42).await.unwrap_err();
+    /// assert_eq!(error.refusal().unwrap().reason(), Reason::QueueFull);
+    /// end.send("over")?;
+    /// assert_eq!(first.await??, Ok("over"));
+    /// # Ok(()) }
+    /// ```
     pub const fn max_queue(mut self, jobs: u32) -> Self {
         self.max_queue = jobs;
         self
@@ -261,6 +277,28 @@ impl Compute {
     }
 
     /// Closes it for good: whoever waits or comes is refused, whatever runs finishes, and then the threads end.
+    ///
+    /// ```
+    /// # use resile::{Compute, Reason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let compute = Compute::builder().threads(1).build()?;
+    /// let (end, told) = std::sync::mpsc::channel();
+    /// let ((begin, begun), other) = (std::sync::mpsc::channel(), compute.clone());
+    /// let runs = tokio::spawn(compute.run(move |_| {
+    ///     begin.send(()).unwrap();
+    ///     told.recv()
+    /// }));
+    /// let waits = tokio::spawn(other.run(|_| 42));
+    /// tokio::task::yield_now().await;
+    /// begun.recv()?;
+    ///
+    /// compute.close();
+    /// assert_eq!(waits.await?.unwrap_err().refusal().unwrap().reason(), Reason::Closed);
+    /// end.send("over")?;
+    /// assert_eq!(runs.await??, Ok("over"));
+    /// # Ok(()) }
+    /// ```
     pub fn close(&self) {
         self.0.queue.close();
     }

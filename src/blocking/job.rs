@@ -93,6 +93,27 @@ impl Job {
     /// Whether the caller has left: it dropped the future, or was told that its deadline has passed.
     ///
     /// Cost: one load.
+    ///
+    /// ```
+    /// # use resile::Blocking;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let blocking = Blocking::builder().build()?;
+    /// let ((begin, begun), (end, told)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    /// let (say, said) = std::sync::mpsc::channel();
+    /// let call = tokio::spawn(blocking.run(move |job| {
+    ///     begin.send(job.is_cancelled()).unwrap();
+    ///     told.recv().unwrap();
+    ///     say.send(job.is_cancelled()).unwrap();
+    /// }));
+    /// tokio::task::yield_now().await;
+    /// assert!(!begun.recv()?);
+    /// call.abort();                                    // the caller leaves
+    /// assert!(call.await.is_err());
+    /// end.send(())?;
+    /// assert!(said.recv()?);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.word.load(Acquire) & LEFT != 0
@@ -107,6 +128,18 @@ impl Job {
     /// What is left until then: zero if it has passed, [`Duration::MAX`] if there is no deadline.
     ///
     /// Cost: reads the clock, unless there is no deadline.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Blocking;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let blocking = Blocking::builder().build()?;
+    /// let left = blocking.run(|job| job.remaining()).deadline(Duration::from_secs(2)).await?;
+    /// assert_eq!(left, Duration::from_secs(2), "for a statement timeout, say");
+    /// assert_eq!(blocking.run(|job| job.remaining()).await?, Duration::MAX);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn remaining(&self) -> Duration {
         remaining(self.0.deadline, Moment::now)

@@ -184,12 +184,47 @@ impl BlockingBuilder {
     }
 
     /// How many may wait: 1,024 unless said, at most 16,777,216. With 0 nobody waits.
+    ///
+    /// ```
+    /// # use resile::{Blocking, Reason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let blocking = Blocking::builder().threads(1).max_queue(0).build()?;
+    /// let (end, told) = std::sync::mpsc::channel();
+    /// let first = tokio::spawn(blocking.run(move |_| told.recv()));
+    /// tokio::task::yield_now().await;
+    ///
+    /// let error = blocking.run(|_| 42).await.unwrap_err();
+    /// assert_eq!(error.refusal().unwrap().reason(), Reason::QueueFull);
+    /// end.send("over")?;
+    /// assert_eq!(first.await??, Ok("over"));
+    /// # Ok(()) }
+    /// ```
     pub const fn max_queue(mut self, callers: u32) -> Self {
         self.max_queue = callers;
         self
     }
 
     /// How long one may wait: no limit unless said, at least a millisecond.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Blocking, Reason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let blocking = Blocking::builder().threads(1).max_wait(Duration::from_secs(1)).build()?;
+    /// let (end, told) = std::sync::mpsc::channel::<()>();
+    /// let first = tokio::spawn(blocking.run(move |_| told.recv().is_ok()));
+    /// tokio::task::yield_now().await;
+    ///
+    /// let second = tokio::spawn(blocking.run(|_| 42));
+    /// tokio::task::yield_now().await;
+    /// tokio::time::advance(Duration::from_secs(1)).await;
+    /// assert_eq!(second.await?.unwrap_err().refusal().unwrap().reason(), Reason::QueueTimeout);
+    /// # end.send(())?;
+    /// # assert!(first.await??);
+    /// # Ok(()) }
+    /// ```
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = Some(wait);
         self
@@ -297,12 +332,42 @@ impl Blocking {
     }
 
     /// How many jobs run on although their callers have left: they have not looked at their flag yet, or never do.
+    ///
+    /// ```
+    /// # use resile::Blocking;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let blocking = Blocking::builder().build()?;
+    /// let ((begin, begun), (end, told)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+    /// let job = tokio::spawn(blocking.run(move |_| {
+    ///     begin.send(()).unwrap();
+    ///     told.recv().ok();                            // and no look at its flag
+    /// }));
+    /// tokio::task::yield_now().await;
+    /// begun.recv()?;
+    /// job.abort();
+    /// assert!(job.await.is_err());
+    /// assert_eq!((blocking.abandoned(), blocking.running()), (1, 1), "it keeps its thread");
+    /// # drop(end);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn abandoned(&self) -> u32 {
         self.0.abandoned.count()
     }
 
     /// Closes it for good: whoever waits or comes is refused, whatever runs finishes.
+    ///
+    /// ```
+    /// # use resile::{Blocking, Reason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let blocking = Blocking::builder().build()?;
+    /// blocking.close();
+    /// let error = blocking.run(|_| 42).await.unwrap_err();
+    /// assert_eq!(error.refusal().unwrap().reason(), Reason::Closed);
+    /// # Ok(()) }
+    /// ```
     pub fn close(&self) {
         self.0.semaphore.close();
     }
