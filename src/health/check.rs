@@ -48,6 +48,24 @@ impl Check {
     }
 
     /// Bad while the circuit is open or held open. It flips with one reading, and has the breaker's name.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::health::Check;
+    /// # use resile::{CircuitBreaker, Health, State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder().consecutive_failures(1).open_for(Duration::from_secs(5)).build()?;
+    /// let health = Health::builder().check(Check::breaker(&breaker)).build()?;
+    /// breaker.acquire().await?.failure();
+    /// tokio::time::sleep(Duration::from_millis(600)).await;
+    /// assert!(!health.ready().ok);
+    ///
+    /// breaker.wait_for(State::HalfOpen).await;
+    /// tokio::time::sleep(Duration::from_millis(600)).await;
+    /// assert!(health.ready().ok, "it gets well by the calls that come");
+    /// # Ok(()) }
+    /// ```
     pub fn breaker(breaker: &CircuitBreaker) -> Self {
         let name = breaker.name().to_owned();
         let breaker = breaker.clone();
@@ -87,6 +105,22 @@ impl Check {
     }
 
     /// Bad from the upper share of a queue's bound on, good below the lower one. It has the queue's name.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::health::Check;
+    /// # use resile::{Health, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let db = Semaphore::permits(1).max_queue(10).named("db").build()?;
+    /// let health = Health::builder().check(Check::queue(&db, 0.2..0.5)).bad_after(1).build()?;
+    /// let _held = db.acquire().await?;
+    /// let waiting: Vec<_> = (0..5).map(|_| tokio::spawn(db.acquire())).collect();
+    /// tokio::time::sleep(Duration::from_millis(600)).await;
+    /// assert_eq!(health.ready().to_string(), "not ok: db: 5 wait in a queue for 10 (for 100ms)");
+    /// # waiting.iter().for_each(|task| task.abort());
+    /// # Ok(()) }
+    /// ```
     pub fn queue(source: &impl QueueSource, band: Range<f64>) -> Self {
         let (name, most) = (source.queue_name().to_owned(), source.most_queued());
         let (source, Range { start, end }) = (source.clone(), band.clone());
@@ -123,6 +157,19 @@ impl Check {
     }
 
     /// Has it count for [`Health::live`](super::Health::live) too: for what only a restart cures.
+    ///
+    /// ```
+    /// # use resile::Health;
+    /// # use resile::health::{Check, Signal};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let check = || Check::new("consumer", || Signal::bad("hangs"));
+    /// let health = Health::builder().check(check()).build()?;
+    /// assert_eq!((health.ready().ok, health.live().ok), (false, true));
+    /// let health = Health::builder().check(check().for_liveness()).build()?;
+    /// assert_eq!((health.ready().ok, health.live().ok), (false, false));
+    /// # Ok(()) }
+    /// ```
     pub fn for_liveness(mut self) -> Self {
         self.live = true;
         self

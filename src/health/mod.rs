@@ -182,18 +182,81 @@ impl HealthBuilder {
     }
 
     /// How often the probe wakes: 500 ms unless said, 1 ms to an hour.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::sync::atomic::{AtomicBool, Ordering};
+    /// # use std::time::Duration;
+    /// # use resile::Health;
+    /// # use resile::health::Signal;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let full = Arc::new(AtomicBool::new(false));
+    /// let disk = full.clone();
+    /// let health = Health::builder()
+    ///     .signal("disk", move || if disk.load(Ordering::Relaxed) { Signal::bad("full") } else { Signal::Good })
+    ///     .every(Duration::from_millis(100))
+    ///     .bad_after(1)
+    ///     .build()?;
+    /// full.store(true, Ordering::Relaxed);
+    /// assert!(health.ready().ok, "not read since");
+    /// tokio::time::sleep(Duration::from_millis(110)).await;
+    /// assert!(!health.ready().ok);
+    /// # Ok(()) }
+    /// ```
     pub const fn every(mut self, period: Duration) -> Self {
         self.every = period;
         self
     }
 
     /// How many bad readings in a row flip a signal: 3 unless said, at most 1,000.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::sync::atomic::{AtomicBool, Ordering};
+    /// # use std::time::Duration;
+    /// # use resile::Health;
+    /// # use resile::health::Signal;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let full = Arc::new(AtomicBool::new(false));
+    /// # let disk = full.clone();
+    /// # let read = move || if disk.load(Ordering::Relaxed) { Signal::bad("full") } else { Signal::Good };
+    /// let health = Health::builder().signal("disk", read).bad_after(2).build()?;
+    /// full.store(true, Ordering::Relaxed);             // from here on the signal is bad
+    /// tokio::time::sleep(Duration::from_millis(600)).await;
+    /// assert!(health.ready().ok, "one reading");
+    /// tokio::time::sleep(Duration::from_millis(500)).await;
+    /// assert!(!health.ready().ok, "two in a row");
+    /// # Ok(()) }
+    /// ```
     pub const fn bad_after(mut self, readings: u32) -> Self {
         self.rows.bad_after = readings;
         self
     }
 
     /// How many good readings in a row flip it back: 6 unless said, at most 1,000.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::sync::atomic::{AtomicBool, Ordering};
+    /// # use std::time::Duration;
+    /// # use resile::Health;
+    /// # use resile::health::Signal;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let full = Arc::new(AtomicBool::new(true));
+    /// # let disk = full.clone();
+    /// # let read = move || if disk.load(Ordering::Relaxed) { Signal::bad("full") } else { Signal::Good };
+    /// let health = Health::builder().signal("disk", read).good_after(2).build()?;
+    /// assert!(!health.ready().ok, "the first reading sets the state");
+    /// full.store(false, Ordering::Relaxed);            // from here on the signal is good
+    /// tokio::time::sleep(Duration::from_millis(600)).await;
+    /// assert!(!health.ready().ok, "one reading");
+    /// tokio::time::sleep(Duration::from_millis(500)).await;
+    /// assert!(health.ready().ok, "two in a row");
+    /// # Ok(()) }
+    /// ```
     pub const fn good_after(mut self, readings: u32) -> Self {
         self.rows.good_after = readings;
         self
@@ -201,12 +264,39 @@ impl HealthBuilder {
 
     /// The lag of the event loop from which on the process is not ready: 100 ms unless said, at least 5 ms.
     /// [`Duration::MAX`] turns it off.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Health;
+    /// # use resile::health::Symptom;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let health = Health::builder().lag(Duration::from_millis(50)).bad_after(1).build()?;
+    /// tokio::time::advance(Duration::from_millis(580)).await;      // the probe was due after 500
+    /// let report = health.ready();
+    /// assert_eq!(report.reasons[0].signal, "event loop");
+    /// assert!(matches!(report.reasons[0].symptom, Symptom::Lagging { lag, .. } if lag == Duration::from_millis(80)));
+    /// assert!(health.live().ok);
+    /// # Ok(()) }
+    /// ```
     pub const fn lag(mut self, limit: Duration) -> Self {
         self.lag = limit;
         self
     }
 
     /// The lag from which on the process is not alive: 10 s unless said, at least 5 ms. [`Duration::MAX`] turns it off.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Health;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let health = Health::builder().stuck(Duration::from_secs(5)).build()?;
+    /// assert!(health.live().ok);
+    /// tokio::time::advance(Duration::from_secs(6)).await;          // nothing else ran meanwhile
+    /// assert!(!health.live().ok);
+    /// # Ok(()) }
+    /// ```
     pub const fn stuck(mut self, limit: Duration) -> Self {
         self.stuck = limit;
         self
