@@ -38,6 +38,18 @@ use crate::verdict::ByResult;
 /// ```
 pub trait FutureExt: Future + Sized {
     /// Limits the time from the first poll on; see [`PolicyBuilder::timeout`](crate::PolicyBuilder::timeout).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::FutureExt;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let query = std::future::pending::<Result<(), &str>>().within(Duration::from_millis(20));
+    /// let error = query.await.unwrap_err();
+    /// assert!(error.is_timeout());
+    /// assert_eq!(error.elapsed(), Some(Duration::from_millis(20)));
+    /// # }
+    /// ```
     fn within(self, limit: Duration) -> OneShot<Self>
     where
         Self: TryFuture,
@@ -46,6 +58,18 @@ pub trait FutureExt: Future + Sized {
     }
 
     /// Passes a gate first.
+    ///
+    /// ```
+    /// # use resile::{FutureExt, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let permits = Semaphore::permits(4).build()?;
+    /// let inside = permits.clone();
+    /// let query = async { Ok::<_, std::io::Error>(inside.in_use()) };
+    /// assert_eq!(query.through(&permits).await?, 1);
+    /// assert_eq!(permits.in_use(), 0);
+    /// # Ok(()) }
+    /// ```
     fn through<G: Gate + Clone>(self, gate: &G) -> OneShot<Self>
     where
         Self: TryFuture,
@@ -54,6 +78,17 @@ pub trait FutureExt: Future + Sized {
     }
 
     /// Ends when the token is cancelled; see [`CallBuilder::cancel_on`](crate::CallBuilder::cancel_on).
+    ///
+    /// ```
+    /// # use resile::{Cancel, CancelReason, FutureExt};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let client = Cancel::new();
+    /// let query = std::future::pending::<Result<(), &str>>().cancelled_by(&client);
+    /// let (end, _) = tokio::join!(query, async { client.cancel_with(CancelReason::ClientGone) });
+    /// assert_eq!(end.unwrap_err().cancel_reason(), Some(&CancelReason::ClientGone));
+    /// # }
+    /// ```
     fn cancelled_by(self, source: &impl CancelSource) -> OneShot<Self>
     where
         Self: TryFuture,
@@ -136,11 +171,44 @@ impl<F: TryFuture> OneShot<F> {
     }
 
     /// Limits the time of all that stands before it.
+    ///
+    /// Said after a gate, it limits the wait there too:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{FutureExt, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let permits = Semaphore::permits(1).build()?;
+    /// let _held = permits.acquire().await?;
+    /// let query = async { Ok::<_, &str>(42) };
+    /// let error = query.through(&permits).within(Duration::from_millis(20)).await.unwrap_err();
+    /// assert!(error.is_timeout());
+    /// assert_eq!(error.attempts(), 0);
+    /// # Ok(()) }
+    /// ```
     pub fn within(self, limit: Duration) -> Self {
         self.inside(Step::timeout(limit))
     }
 
     /// Passes a gate before all that stands before it.
+    ///
+    /// Said after a limit, its queue is not in it:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{FutureExt, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let permits = Semaphore::permits(1).build()?;
+    /// let held = permits.acquire().await?;
+    /// let query = async { Ok::<_, &str>(42) }.within(Duration::from_millis(20)).through(&permits);
+    /// let query = tokio::spawn(query);
+    /// tokio::time::sleep(Duration::from_secs(1)).await;
+    /// held.success();
+    /// assert_eq!(query.await?.unwrap(), 42);
+    /// # Ok(()) }
+    /// ```
     pub fn through<G: Gate + Clone>(self, gate: &G) -> Self {
         self.inside(Step::gate(gate.clone()))
     }
