@@ -60,6 +60,30 @@ pub trait Gate: Send + Sync + 'static {
     /// `cx` if no moment is given.
     ///
     /// The default asks [`enter`](Gate::enter) anew, which serves gates whose tickets mean nothing.
+    ///
+    /// A gate that opens at a known moment can do with the default:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Call, Entry, Gate, Guard, Moment, Outcome, Pass, Ticket};
+    /// struct OpensAt(Moment);
+    /// impl Gate for OpensAt {
+    ///     fn enter(&self, call: &Call) -> Entry {
+    ///         if call.now() < self.0 {
+    ///             return Entry::Wait(Ticket::default(), Some(self.0));
+    ///         }
+    ///         Entry::Pass(Pass::default())
+    ///     }
+    ///     fn leave(&self, _: Pass, _: Outcome) {}
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let start = tokio::time::Instant::now();
+    /// Guard::acquire(OpensAt(Moment::now() + Duration::from_secs(2))).await?.success();
+    /// assert_eq!(start.elapsed(), Duration::from_secs(2));
+    /// # Ok(()) }
+    /// ```
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
         let _ = (ticket, cx);
         self.enter(call)
@@ -69,6 +93,30 @@ pub trait Gate: Send + Sync + 'static {
     /// tokens up charge or put back the difference, and gates around others pass it on; the default does nothing.
     ///
     /// A guard's call says nothing but what the gate itself knows.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::sync::atomic::{AtomicU32, Ordering};
+    /// # use resile::{Call, Entry, Gate, Guard, Outcome, Pass};
+    /// struct Bytes(AtomicU32);
+    /// impl Gate for Bytes {
+    ///     fn enter(&self, _: &Call) -> Entry {
+    ///         Entry::Pass(Pass::default())
+    ///     }
+    ///     fn leave(&self, _: Pass, _: Outcome) {}
+    ///     fn settle(&self, _: &mut Pass, _: &Call, actual: u32) {
+    ///         self.0.fetch_add(actual, Ordering::Relaxed);
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bytes = Arc::new(Bytes(AtomicU32::new(0)));
+    /// let mut guard = Guard::acquire(bytes.clone()).await?;
+    /// guard.settle(250);
+    /// assert_eq!(bytes.0.load(Ordering::Relaxed), 250);
+    /// # Ok(()) }
+    /// ```
     fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
         let _ = (pass, call, actual);
     }
@@ -83,6 +131,34 @@ pub trait Gate: Send + Sync + 'static {
     /// # Errors
     ///
     /// The refusal that the call is to end with. The pass then goes to [`leave`](Gate::leave) as usual.
+    ///
+    /// One attempt has found out that it makes no sense to try again:
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::sync::atomic::{AtomicBool, Ordering};
+    /// # use resile::{Call, Entry, Gate, Outcome, Pass, Policy, Reason, Refusal, Retry};
+    /// struct Switch(AtomicBool);
+    /// impl Gate for Switch {
+    ///     fn enter(&self, _: &Call) -> Entry {
+    ///         Entry::Pass(Pass::default())
+    ///     }
+    ///     fn leave(&self, _: Pass, _: Outcome) {}
+    ///     fn still(&self, _: &Pass, _: &Call) -> Result<(), Refusal> {
+    ///         let off = self.0.load(Ordering::Relaxed);
+    ///         if off { Err(Refusal::new("switch", Reason::Other("switched off"))) } else { Ok(()) }
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let switch = Arc::new(Switch(AtomicBool::new(false)));
+    /// let policy = Policy::named("users").gate(switch.clone()).retry(Retry::immediate()).build()?;
+    /// let attempt = || async { switch.0.store(true, Ordering::Relaxed); Err::<(), _>("gone") };
+    /// let error = policy.run(attempt).await.unwrap_err();
+    /// assert_eq!((error.attempts(), error.is_refused(), error.last()), (1, true, Some(&"gone")));
+    /// # Ok(()) }
+    /// ```
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
         let _ = (pass, call);
         Ok(())
@@ -96,6 +172,32 @@ pub trait Gate: Send + Sync + 'static {
     /// # Errors
     ///
     /// The refusal that it would give to a call that does not want to wait.
+    ///
+    /// A gate around another, at which nobody waits:
+    ///
+    /// ```
+    /// # use resile::{Call, Entry, Gate, Guard, Outcome, Pass, Reason, Semaphore};
+    /// struct IfFree(Semaphore);
+    /// impl Gate for IfFree {
+    ///     fn enter(&self, call: &Call) -> Entry {
+    ///         match self.0.look(call) {
+    ///             Ok(()) => self.0.enter(call),
+    ///             Err(refusal) => Entry::Refused(refusal),
+    ///         }
+    ///     }
+    ///     fn leave(&self, pass: Pass, outcome: Outcome) {
+    ///         self.0.leave(pass, outcome);
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let permits = Semaphore::permits(1).build()?;
+    /// let _held = Guard::acquire(IfFree(permits.clone())).await?;
+    /// let refusal = Guard::acquire(IfFree(permits.clone())).await.unwrap_err();
+    /// assert_eq!((refusal.reason(), permits.queued()), (Reason::Busy, 0));
+    /// # Ok(()) }
+    /// ```
     fn look(&self, call: &Call) -> Result<(), Refusal> {
         let _ = call;
         Ok(())
@@ -160,6 +262,27 @@ pub enum Entry {
 /// Proof of having been let in: two words in which the gate notes what it needs to take it back.
 ///
 /// Not `Clone`: a pass is given once and taken back once.
+///
+/// ```
+/// # use std::sync::atomic::{AtomicU64, Ordering};
+/// # use resile::{Call, Entry, Gate, Guard, Outcome, Pass};
+/// /// Numbers its visitors.
+/// struct Door(AtomicU64);
+/// impl Gate for Door {
+///     fn enter(&self, _: &Call) -> Entry {
+///         Entry::Pass(Pass::new(self.0.fetch_add(1, Ordering::Relaxed), 0))
+///     }
+///     fn leave(&self, pass: Pass, _: Outcome) {
+///         let [number, _] = pass.words();
+///         assert_eq!(number, 7);
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// Guard::acquire(Door(AtomicU64::new(7))).await?.success();
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Pass([u64; 2]);
@@ -200,6 +323,44 @@ impl<F: FnOnce(Pass)> Drop for Underway<F> {
 }
 
 /// A place in a gate's queue: two words of the gate's own.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use std::sync::atomic::{AtomicU32, Ordering};
+/// # use std::task::Context;
+/// # use std::time::Duration;
+/// # use resile::{Call, Entry, Gate, Guard, Outcome, Pass, Ticket};
+/// /// Opens when its time has come, and counts who waits for that.
+/// struct Door(AtomicU32, resile::Moment);
+/// impl Gate for Door {
+///     fn enter(&self, _: &Call) -> Entry {
+///         let number = self.0.fetch_add(1, Ordering::Relaxed);
+///         Entry::Wait(Ticket::new(number.into(), 0), Some(self.1))
+///     }
+///     fn poll_wait(&self, ticket: Ticket, call: &Call, _: &mut Context<'_>) -> Entry {
+///         if call.now() < self.1 {
+///             return Entry::Wait(ticket, Some(self.1));
+///         }
+///         self.0.fetch_sub(1, Ordering::Relaxed);
+///         Entry::Pass(Pass::default())
+///     }
+///     fn abandon(&self, _: Ticket) {
+///         self.0.fetch_sub(1, Ordering::Relaxed);
+///     }
+///     fn leave(&self, _: Pass, _: Outcome) {}
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let door = Arc::new(Door(AtomicU32::new(0), resile::Moment::now() + Duration::from_secs(5)));
+/// let waits = tokio::spawn(Guard::acquire(door.clone()));
+/// let leaves = Guard::acquire(door.clone());
+/// assert!(tokio::time::timeout(Duration::from_secs(1), leaves).await.is_err());
+/// assert_eq!(door.0.load(Ordering::Relaxed), 1, "the other one has left");
+/// waits.await??.success();
+/// assert_eq!(door.0.load(Ordering::Relaxed), 0);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Ticket([u64; 2]);
@@ -218,6 +379,39 @@ impl Ticket {
 }
 
 /// How a call ended, as its gates hear it, each once.
+///
+/// ```
+/// # use std::sync::{Arc, Mutex};
+/// # use std::time::Duration;
+/// # use resile::{Call, Entry, Gate, Outcome, Pass, Policy, Semaphore, Verdict};
+/// #[derive(Default)]
+/// struct Log(Mutex<Vec<Outcome>>);
+/// impl Gate for Log {
+///     fn enter(&self, _: &Call) -> Entry {
+///         Entry::Pass(Pass::default())
+///     }
+///     fn leave(&self, _: Pass, outcome: Outcome) {
+///         self.0.lock().unwrap().push(outcome);
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (log, permits) = (Arc::new(Log::default()), Semaphore::permits(1).build()?);
+/// let policy = Policy::named("users").gate(log.clone()).gate(permits.clone()).build()?;
+///
+/// let _ = policy.run(|| async { Ok::<_, &str>(42) }).await;
+/// let hangs = policy.run(|| std::future::pending::<Result<(), &str>>());
+/// let _ = tokio::time::timeout(Duration::from_secs(1), hangs).await;
+/// permits.close();
+/// let _ = policy.run(|| async { Ok::<_, &str>(42) }).await;
+///
+/// let log = log.0.lock().unwrap();
+/// assert!(matches!(log[0], Outcome::Judged(Verdict::Success, _)));
+/// assert!(matches!(log[1], Outcome::Abandoned(times) if times.elapsed() == Duration::from_secs(1)));
+/// assert!(matches!(log[2], Outcome::NotStarted));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The operation ran to its end, or a timeout step cut it, or it panicked (both are `Transient`).
@@ -248,6 +442,29 @@ impl Times {
 }
 
 /// How much of the clock a gate needs when a pass comes back.
+///
+/// ```
+/// # use resile::{Call, Entry, Gate, Needs, Outcome, Pass, Policy};
+/// struct Open(Needs);
+/// impl Gate for Open {
+///     fn enter(&self, _: &Call) -> Entry {
+///         Entry::Pass(Pass::default())
+///     }
+///     fn leave(&self, _: Pass, _: Outcome) {}
+///     fn needs(&self) -> Needs {
+///         self.0
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// for (needs, reads) in [(Needs::Nothing, false), (Needs::Now, true)] {
+///     let policy = Policy::named("users").gate(Open(needs)).build()?;
+///     let error = policy.run(|| async { Err::<(), _>("no") }).await.unwrap_err();
+///     assert_eq!(error.elapsed().is_some(), reads);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Needs {
     /// None: it may be given any times.
@@ -302,6 +519,26 @@ impl<G: Gate + ?Sized> Gate for Arc<G> {
 }
 
 /// What [`gate`](crate::PolicyBuilder::gate) takes: a gate, or the builder of one.
+///
+/// ```
+/// # use resile::{ConfigError, IntoGate, Semaphore};
+/// /// Settings of a service, with a gate among them.
+/// struct Settings {
+///     at_once: u32,
+/// }
+/// impl IntoGate for Settings {
+///     type Gate = Semaphore;
+///     fn into_gate(self) -> Result<Semaphore, ConfigError> {
+///         Semaphore::permits(self.at_once).named("settings").build()
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = resile::Policy::named("users").gate(Settings { at_once: 8 }).build()?;
+/// assert_eq!(policy.to_string(), "users: settings 8");
+/// # Ok(()) }
+/// ```
 pub trait IntoGate {
     /// The gate that it becomes.
     type Gate: Gate;
