@@ -299,6 +299,25 @@ impl PolicyBuilder {
     /// one attempt. [`Duration::MAX`] is no limit; with a limit of zero only what is ready at once succeeds.
     ///
     /// tokio's timers have a grain of a millisecond: a limit never fires early, and up to two milliseconds late.
+    ///
+    /// Around a retry it limits the whole call, within one it limits each attempt:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Limit, Policy, Retry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (second, tenth) = (Duration::from_secs(1), Duration::from_millis(100));
+    /// let policy = Policy::named("users")
+    ///     .timeout(second)
+    ///     .retry(Retry::constant(tenth).max_attempts(100))
+    ///     .timeout(3 * tenth)
+    ///     .build()?;
+    /// let error = policy.run(|| std::future::pending::<Result<(), &str>>()).await.unwrap_err();
+    /// assert_eq!(error.attempts(), 3, "from 0, 400 and 800 ms on");
+    /// assert_eq!(error.limit(), Some(Limit::Step { step: 1, limit: second }));
+    /// # Ok(()) }
+    /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.steps.push(Step::timeout(limit));
         self
@@ -315,6 +334,22 @@ impl PolicyBuilder {
 
     /// Admits each passage through a gate. Takes a gate, whose state it then shares with whoever else has a handle of
     /// it, or the builder of one.
+    ///
+    /// ```
+    /// # use resile::{Policy, Reason, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let connections = Semaphore::permits(1).max_queue(0).build()?;
+    /// let reads = Policy::named("reads").gate(connections.clone()).build()?;
+    /// let writes = Policy::named("writes").gate(connections).build()?;
+    ///
+    /// let read = tokio::spawn(reads.into_run(|| std::future::pending::<Result<(), &str>>()));
+    /// tokio::task::yield_now().await;
+    /// let error = writes.run(|| async { Ok::<_, &str>(42) }).await.unwrap_err();
+    /// assert_eq!(error.refusal().unwrap().reason(), Reason::QueueFull, "one connection for both");
+    /// # read.abort();
+    /// # Ok(()) }
+    /// ```
     pub fn gate(mut self, gate: impl IntoGate) -> Self {
         match gate.into_gate() {
             Ok(gate) => self.steps.push(Step::gate(gate)),
@@ -375,6 +410,21 @@ impl PolicyBuilder {
 }
 
 /// A policy with a judge; from [`Policy::classify`]. It is `Copy` if its judge is, so that it can be used again.
+///
+/// ```
+/// # use resile::{Policy, Retry, Verdict};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("users").retry(Retry::immediate()).build()?;
+/// let http = policy.classify(|status: &Result<u16, std::io::Error>| match status {
+///     Ok(500..) => Verdict::Transient(None),
+///     Ok(400..) => Verdict::Permanent,
+///     _ => Verdict::Success,
+/// });
+/// assert_eq!(http.run(|| async { Ok(200) }).await?, 200);
+/// assert_eq!(http.call().cost(2).run(|| async { Ok(404) }).await?, 404);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a policy does nothing until something is run"]
 pub struct Judged<'a, C> {
