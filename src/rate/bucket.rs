@@ -86,6 +86,15 @@ limiter!(TokenBucket, TokenBucketBuilder, u32);
 
 impl TokenBucketBuilder {
     /// How many tokens a full bucket holds, at least 1: a tenth of a second's unless said.
+    ///
+    /// ```
+    /// # use resile::TokenBucket;
+    /// assert_eq!(TokenBucket::per_second(500).build()?.burst(), 50);
+    /// let bucket = TokenBucket::per_second(500).burst(2).build()?;
+    /// bucket.try_take(2)?;
+    /// assert!(bucket.try_take(1).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn burst(mut self, tokens: u32) -> Self {
         self.burst = Some(tokens);
         self

@@ -423,12 +423,42 @@ macro_rules! limiter {
 
         impl $builder {
             /// How many may wait, at most 16,777,216. With 0 nobody waits.
+            ///
+            /// At a token bucket, and the same at every limiter:
+            ///
+            /// ```
+            /// # use resile::{Reason, TokenBucket};
+            /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+            /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+            /// let bucket = TokenBucket::per_second(10).burst(1).max_queue(0).build()?;
+            /// bucket.acquire().await?.success();
+            /// let refusal = bucket.acquire().await.unwrap_err();
+            /// assert_eq!(refusal.reason(), Reason::QueueFull);
+            /// # Ok(()) }
+            /// ```
             pub const fn max_queue(mut self, waiters: u32) -> Self {
                 self.waits.max_queue = waiters;
                 self
             }
 
             /// How long one may wait: who would wait longer is refused at once. No limit unless said.
+            ///
+            /// At a token bucket, and the same at every limiter:
+            ///
+            /// ```
+            /// # use std::time::Duration;
+            /// # use resile::{Reason, TokenBucket};
+            /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+            /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+            /// let bucket = TokenBucket::per_second(10).burst(1).max_wait(Duration::from_millis(50)).build()?;
+            /// bucket.acquire().await?.success();
+            /// let start = tokio::time::Instant::now();
+            /// let refusal = bucket.acquire().await.unwrap_err();
+            /// assert_eq!(refusal.reason(), Reason::TooLate);
+            /// assert_eq!(refusal.retry_after(), Some(Duration::from_millis(100)));
+            /// assert_eq!(start.elapsed(), Duration::ZERO, "it would have waited for 100 ms");
+            /// # Ok(()) }
+            /// ```
             pub const fn max_wait(mut self, wait: std::time::Duration) -> Self {
                 self.waits.max_wait = Some(wait);
                 self
@@ -449,6 +479,23 @@ macro_rules! limiter {
             /// A refusal that says when they would be there: waiting that long always suffices if nobody else comes.
             /// For more tokens than can ever be there it never will be, and for none there is nothing to take: the
             /// refusal says so.
+            ///
+            /// At a token bucket, and the same at every limiter:
+            ///
+            /// ```
+            /// # use resile::{Reason, TokenBucket};
+            /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+            /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+            /// let bucket = TokenBucket::per_second(10).burst(5).build()?;
+            /// bucket.try_take(3)?;
+            /// assert_eq!(bucket.try_take(3).unwrap_err().reason(), Reason::Busy);
+            /// assert_eq!(bucket.peek(), 2, "all or none");
+            /// let refusal = bucket.try_take(6).unwrap_err();
+            /// assert_eq!(refusal.reason(), Reason::CostAboveLimit { cost: 6, limit: 5 });
+            /// assert_eq!(refusal.retry_after(), None, "waiting does not help");
+            /// assert_eq!(bucket.try_take(0).unwrap_err().reason(), Reason::ZeroCost);
+            /// # Ok(()) }
+            /// ```
             #[inline]
             pub fn try_take(&self, tokens: u32) -> Result<(), crate::error::Refusal> {
                 self.0.try_take_now(tokens)

@@ -93,6 +93,14 @@ limiter!(SlidingWindow, SlidingWindowBuilder, u64);
 impl SlidingWindowBuilder {
     /// Up to which limit every call is remembered, at most 65,536: 1,024 unless said. With 0 two counters do for any
     /// limit.
+    ///
+    /// ```
+    /// # use resile::SlidingWindow;
+    /// assert!(SlidingWindow::per_minute(1000).build()?.is_exact());
+    /// assert!(!SlidingWindow::per_minute(5000).build()?.is_exact());
+    /// assert!(SlidingWindow::per_minute(5000).exact_up_to(5000).build()?.is_exact());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn exact_up_to(mut self, limit: u32) -> Self {
         self.exact_up_to = limit;
         self
