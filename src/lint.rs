@@ -6,6 +6,19 @@ use std::time::Duration;
 use crate::step::{Kind, Step};
 
 /// Something unusual about a policy; from [`Policy::lint`](crate::Policy::lint).
+///
+/// ```
+/// # use std::time::Duration;
+/// # use resile::{Lint, Policy, Retry, RetryBudget};
+/// let budget = RetryBudget::ratio(0.1).build()?;
+/// let policy = Policy::named("users")
+///     .timeout(Duration::from_secs(1))
+///     .retry(Retry::immediate().budget(budget))
+///     .build()?;
+/// let findings = policy.lint();
+/// assert_eq!((findings[0].lint(), findings[0].step()), (Lint::NoAttemptTimeout, Some(2)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     lint: Lint,
