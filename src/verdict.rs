@@ -50,6 +50,14 @@ impl Verdict {
     }
 
     /// How long the peer asked to be left alone.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::Verdict;
+    /// let verdict = Verdict::Overloaded(Some(Duration::from_secs(2)));
+    /// assert_eq!(verdict.hint(), Some(Duration::from_secs(2)));
+    /// assert_eq!((Verdict::Transient(None).hint(), Verdict::Permanent.hint()), (None, None));
+    /// ```
     #[must_use]
     pub const fn hint(self) -> Option<Duration> {
         match self {
