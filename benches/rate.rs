@@ -24,6 +24,7 @@ static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 /// it is given.
 const ROWS: &[Row] = &[
     ("gate/token bucket", || laps::gate(support::bucket())),
+    ("gate/token bucket, batched", || laps::gate(support::batched_bucket())),
     ("gate/sliding window, counters", || laps::gate(counters())),
     ("gate/quota per second", || laps::gate(quota())),
     ("given/token bucket", || given(support::bucket())),
@@ -72,11 +73,12 @@ fn ratios(effort: Effort) {
         let seen = black_box(&word).load(Ordering::Acquire);
         _ = black_box(word.compare_exchange_weak(seen, seen + 1, Ordering::AcqRel, Ordering::Acquire));
     });
-    let [clock, swap, given, given_batched, taken, taken_batched, refused] = effort.medians([
+    let [clock, swap, given, given_batched, gate_batched, taken, taken_batched, refused] = effort.medians([
         clock,
         swap,
         start("given/token bucket"),
         start("given/token bucket, batched"),
+        start("gate/token bucket, batched"),
         start("take/token bucket"),
         start("take/token bucket, batched"),
         start("take/token bucket, refused"),
@@ -86,6 +88,7 @@ fn ratios(effort: Effort) {
     Line::new("token bucket, clock given", given, "ns").must(6.0, 3.0).print();
     Line::new("token bucket, clock given / one swap", given / swap, "×").print();
     Line::new("token bucket, batched, clock given", given_batched, "ns").must(6.0, 3.0).print();
+    Line::new("token bucket, batched, as a gate", gate_batched, "ns").print();
     Line::new("token bucket", taken, "ns").print();
     Line::new("token bucket, batched", taken_batched, "ns").print();
     Line::new("token bucket, over the clock", taken - clock, "ns").print();

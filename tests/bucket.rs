@@ -1007,6 +1007,17 @@ async fn a_batched_bucket_refuses_costs_of_nothing_and_above_the_burst() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_token_out_of_a_batch_goes_back_when_its_call_is_dropped_in_a_queue_further_in() {
+    let (bucket, busy) = (batched(), Semaphore::permits(1).build().unwrap());
+    let _held = busy.try_acquire().unwrap();
+    let policy = Policy::named("both").gate(bucket.clone()).gate(busy).build().unwrap();
+    for _ in 0..10 {
+        assert!(poll_immediate(policy.run(|| ready(Ok::<_, Infallible>(())))).await.is_none());
+    }
+    assert_eq!(takes(&bucket), 100);
+}
+
 /// However many there are, and wherever their tokens lie.
 #[test]
 fn threads_at_a_batched_bucket_get_no_more_than_the_burst_and_leave_no_more_than_their_batches() {

@@ -5,7 +5,8 @@ use std::cell::Cell;
 
 use futures::future::TryFuture;
 
-use super::{Attempt, Call, Deadline, Key, Origin, Priority, When};
+use super::deadline::When;
+use super::{Attempt, Call, Deadline, Key, Origin, Priority};
 use crate::internal::time::{Moment, nanos};
 use crate::policy::{Policy, Steps};
 use crate::run::{Once, Plain, Run, WithCall};

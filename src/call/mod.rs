@@ -1,6 +1,9 @@
 //! What travels inward with a call, what the operation sees of it, and what the caller can say about it.
 
+mod attempt;
 mod builder;
+mod deadline;
+mod key;
 
 use std::cell::Cell;
 use std::fmt;
@@ -18,7 +21,11 @@ use crate::internal::time::Moment;
 use crate::said::{self, Said};
 
 pub use crate::said::CancelSource;
+pub use attempt::Attempt;
+pub(crate) use attempt::{instant, remaining};
 pub use builder::CallBuilder;
+pub use deadline::Deadline;
+pub use key::Key;
 
 /// A call on its way in, as gates see it.
 ///
@@ -326,75 +333,6 @@ impl fmt::Debug for Call {
     }
 }
 
-pub(crate) fn instant(deadline: Moment) -> Option<Instant> {
-    if deadline == Moment::NEVER { None } else { deadline.to_instant() }
-}
-
-pub(crate) fn remaining(deadline: Moment, now: impl FnOnce() -> Moment) -> Duration {
-    if deadline == Moment::NEVER { Duration::MAX } else { deadline.since(now()) }
-}
-
-/// What the operation sees of its call: a small copy that it may keep.
-///
-/// ```
-/// use std::time::Duration;
-/// use resile::{Policy, Retry};
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let policy = Policy::named("users")
-///     .timeout(Duration::from_secs(2))
-///     .retry(Retry::constant(Duration::from_millis(500)).max_attempts(3))
-///     .build()?;
-///
-/// let left = policy
-///     .run_with(|call| async move { if call.is_retry() { Ok(call.remaining()) } else { Err("reset") } })
-///     .await
-///     .unwrap();
-/// assert_eq!(left, Duration::from_millis(1500));
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct Attempt {
-    deadline: Moment,
-    number: u32,
-    lane: u8,
-}
-
-impl Attempt {
-    /// Which attempt this is, counted from 1.
-    #[must_use]
-    pub const fn attempt(&self) -> u32 {
-        self.number
-    }
-
-    /// Whether the operation was tried before.
-    #[must_use]
-    pub const fn is_retry(&self) -> bool {
-        self.number > 1
-    }
-
-    /// The earliest deadline that applies: `None` if there is none.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        instant(self.deadline)
-    }
-
-    /// What is left until the deadline, to pass on as a header or a statement timeout: zero if it has passed,
-    /// [`Duration::MAX`] if there is none.
-    ///
-    /// Cost: reads the clock, unless there is no deadline.
-    #[must_use]
-    pub fn remaining(&self) -> Duration {
-        remaining(self.deadline, Moment::now)
-    }
-
-    /// Which of several attempts in flight this is: 0 for the first. Hedges will have others.
-    #[must_use]
-    pub const fn lane(&self) -> u8 {
-        self.lane
-    }
-}
-
 /// How important a call is to its caller. Gates that shed load refuse the least important first.
 ///
 /// ```
@@ -413,118 +351,4 @@ pub enum Priority {
     High,
     /// Everything else depends on it.
     Critical,
-}
-
-/// The value of a key, such as a tenant's id: a number, or a text that is shared when cloned.
-///
-/// ```
-/// # use resile::Key;
-/// assert_eq!(Key::from(7_u32), Key::Number(7));
-/// assert_eq!(Key::from("acme"), Key::Text("acme".into()));
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Key {
-    /// A number.
-    Number(u64),
-    /// A text.
-    Text(Arc<str>),
-}
-
-impl From<u64> for Key {
-    fn from(number: u64) -> Self {
-        Self::Number(number)
-    }
-}
-
-impl From<u32> for Key {
-    fn from(number: u32) -> Self {
-        Self::Number(number.into())
-    }
-}
-
-impl From<&str> for Key {
-    fn from(text: &str) -> Self {
-        Self::Text(text.into())
-    }
-}
-
-impl From<String> for Key {
-    fn from(text: String) -> Self {
-        Self::Text(text.into())
-    }
-}
-
-impl From<&String> for Key {
-    fn from(text: &String) -> Self {
-        Self::Text(text.as_str().into())
-    }
-}
-
-impl From<Arc<str>> for Key {
-    fn from(text: Arc<str>) -> Self {
-        Self::Text(text)
-    }
-}
-
-/// When a call must be over: a duration from its first poll, or an instant.
-///
-/// Durations too long for the clock mean no deadline.
-///
-/// ```
-/// # use std::time::Duration;
-/// # use resile::Policy;
-/// # use tokio::time::Instant;
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let policy = Policy::named("users").build()?;
-/// let at = Instant::now() + Duration::from_secs(2);
-/// let call = policy.call().deadline(at).run_with(|call| async move { Ok::<_, std::io::Error>(call.deadline()) });
-/// assert_eq!(call.await?, Some(at));
-/// let call = policy.call().deadline(None).run_with(|call| async move { Ok::<_, std::io::Error>(call.deadline()) });
-/// assert_eq!(call.await?, None);
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct Deadline(When);
-
-#[derive(Clone, Copy, Debug)]
-enum When {
-    After(Duration),
-    At(Moment),
-}
-
-impl Deadline {
-    /// The moment, for those who have no first poll: a duration counts from now.
-    pub(crate) fn counted_now(self) -> Moment {
-        match self.0 {
-            When::After(after) => Moment::now() + after,
-            When::At(at) => at,
-        }
-    }
-}
-
-impl From<Duration> for Deadline {
-    fn from(after: Duration) -> Self {
-        Self(When::After(after))
-    }
-}
-
-impl From<Instant> for Deadline {
-    fn from(at: Instant) -> Self {
-        Self(When::At(at.into()))
-    }
-}
-
-impl From<std::time::Instant> for Deadline {
-    fn from(at: std::time::Instant) -> Self {
-        Self(When::At(at.into()))
-    }
-}
-
-/// As [`Call::deadline`] and [`Attempt::deadline`] tell it: `None` is no deadline.
-impl From<Option<Instant>> for Deadline {
-    fn from(at: Option<Instant>) -> Self {
-        Self(When::At(at.map_or(Moment::NEVER, Moment::from)))
-    }
 }

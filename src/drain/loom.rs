@@ -8,6 +8,7 @@ use ::loom::sync::Notify;
 use ::loom::thread::{self, JoinHandle};
 use futures::FutureExt;
 
+use super::builder::LONGEST_CANCEL_WAIT;
 use super::closing::{Driver, Round};
 use super::*;
 use crate::loom::{block_on, explore};

@@ -31,17 +31,21 @@
 //! asked whether it [still](Gate::still) holds; and [`Gate::leave`] takes it back with the [`Outcome`], also when the
 //! call is dropped at whatever await point or panics. A ticket that does not become a pass goes to [`Gate::abandon`].
 
+mod outcome;
+mod pass;
+
 use std::fmt;
 use std::sync::Arc;
 use std::task::Context;
-use std::time::Duration;
 
 use crate::call::Call;
 use crate::error::{ConfigError, Refusal};
 use crate::internal::time::Moment;
-use crate::verdict::Verdict;
 
 pub use crate::guard::{Acquire, Guard};
+pub use outcome::{Outcome, Times};
+pub(crate) use pass::Underway;
+pub use pass::{Pass, Ticket};
 
 /// A rule of admission.
 ///
@@ -257,188 +261,6 @@ pub enum Entry {
     Wait(Ticket, Option<Moment>),
     /// Not now.
     Refused(Refusal),
-}
-
-/// Proof of having been let in: two words in which the gate notes what it needs to take it back.
-///
-/// Not `Clone`: a pass is given once and taken back once.
-///
-/// ```
-/// # use std::sync::atomic::{AtomicU64, Ordering};
-/// # use resile::{Call, Entry, Gate, Guard, Outcome, Pass};
-/// /// Numbers its visitors.
-/// struct Door(AtomicU64);
-/// impl Gate for Door {
-///     fn enter(&self, _: &Call) -> Entry {
-///         Entry::Pass(Pass::new(self.0.fetch_add(1, Ordering::Relaxed), 0))
-///     }
-///     fn leave(&self, pass: Pass, _: Outcome) {
-///         let [number, _] = pass.words();
-///         assert_eq!(number, 7);
-///     }
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// Guard::acquire(Door(AtomicU64::new(7))).await?.success();
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Default, PartialEq, Eq)]
-#[must_use]
-pub struct Pass([u64; 2]);
-
-impl Pass {
-    /// A pass with the gate's own notes.
-    pub const fn new(a: u64, b: u64) -> Self {
-        Self([a, b])
-    }
-
-    /// The notes.
-    #[must_use]
-    pub const fn words(&self) -> [u64; 2] {
-        self.0
-    }
-}
-
-/// A pass on its way to its call: it goes back if somebody's waker panics before it gets there.
-pub(crate) struct Underway<F: FnOnce(Pass)>(Option<(Pass, F)>);
-
-impl<F: FnOnce(Pass)> Underway<F> {
-    pub(crate) const fn new(pass: Pass, back: F) -> Self {
-        Self(Some((pass, back)))
-    }
-
-    pub(crate) fn arrive(mut self) -> Entry {
-        let (pass, _) = self.0.take().expect("it is there until it arrives");
-        Entry::Pass(pass)
-    }
-}
-
-impl<F: FnOnce(Pass)> Drop for Underway<F> {
-    fn drop(&mut self) {
-        if let Some((pass, back)) = self.0.take() {
-            back(pass);
-        }
-    }
-}
-
-/// A place in a gate's queue: two words of the gate's own.
-///
-/// ```
-/// # use std::sync::Arc;
-/// # use std::sync::atomic::{AtomicU32, Ordering};
-/// # use std::task::Context;
-/// # use std::time::Duration;
-/// # use resile::{Call, Entry, Gate, Guard, Outcome, Pass, Ticket};
-/// /// Opens when its time has come, and counts who waits for that.
-/// struct Door(AtomicU32, resile::Moment);
-/// impl Gate for Door {
-///     fn enter(&self, _: &Call) -> Entry {
-///         let number = self.0.fetch_add(1, Ordering::Relaxed);
-///         Entry::Wait(Ticket::new(number.into(), 0), Some(self.1))
-///     }
-///     fn poll_wait(&self, ticket: Ticket, call: &Call, _: &mut Context<'_>) -> Entry {
-///         if call.now() < self.1 {
-///             return Entry::Wait(ticket, Some(self.1));
-///         }
-///         self.0.fetch_sub(1, Ordering::Relaxed);
-///         Entry::Pass(Pass::default())
-///     }
-///     fn abandon(&self, _: Ticket) {
-///         self.0.fetch_sub(1, Ordering::Relaxed);
-///     }
-///     fn leave(&self, _: Pass, _: Outcome) {}
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let door = Arc::new(Door(AtomicU32::new(0), resile::Moment::now() + Duration::from_secs(5)));
-/// let waits = tokio::spawn(Guard::acquire(door.clone()));
-/// let leaves = Guard::acquire(door.clone());
-/// assert!(tokio::time::timeout(Duration::from_secs(1), leaves).await.is_err());
-/// assert_eq!(door.0.load(Ordering::Relaxed), 1, "the other one has left");
-/// waits.await??.success();
-/// assert_eq!(door.0.load(Ordering::Relaxed), 0);
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Default, PartialEq, Eq)]
-#[must_use]
-pub struct Ticket([u64; 2]);
-
-impl Ticket {
-    /// A ticket with the gate's own notes.
-    pub const fn new(a: u64, b: u64) -> Self {
-        Self([a, b])
-    }
-
-    /// The notes.
-    #[must_use]
-    pub const fn words(&self) -> [u64; 2] {
-        self.0
-    }
-}
-
-/// How a call ended, as its gates hear it, each once.
-///
-/// ```
-/// # use std::sync::{Arc, Mutex};
-/// # use std::time::Duration;
-/// # use resile::{Call, Entry, Gate, Outcome, Pass, Policy, Semaphore, Verdict};
-/// #[derive(Default)]
-/// struct Log(Mutex<Vec<Outcome>>);
-/// impl Gate for Log {
-///     fn enter(&self, _: &Call) -> Entry {
-///         Entry::Pass(Pass::default())
-///     }
-///     fn leave(&self, _: Pass, outcome: Outcome) {
-///         self.0.lock().unwrap().push(outcome);
-///     }
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let (log, permits) = (Arc::new(Log::default()), Semaphore::permits(1).build()?);
-/// let policy = Policy::named("users").gate(log.clone()).gate(permits.clone()).build()?;
-///
-/// let _ = policy.run(|| async { Ok::<_, &str>(42) }).await;
-/// let hangs = policy.run(|| std::future::pending::<Result<(), &str>>());
-/// let _ = tokio::time::timeout(Duration::from_secs(1), hangs).await;
-/// permits.close();
-/// let _ = policy.run(|| async { Ok::<_, &str>(42) }).await;
-///
-/// let log = log.0.lock().unwrap();
-/// assert!(matches!(log[0], Outcome::Judged(Verdict::Success, _)));
-/// assert!(matches!(log[1], Outcome::Abandoned(times) if times.elapsed() == Duration::from_secs(1)));
-/// assert!(matches!(log[2], Outcome::NotStarted));
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The operation ran to its end, or a timeout step cut it, or it panicked (both are `Transient`).
-    Judged(Verdict, Times),
-    /// The call ended before its operation was made: refused further in, or out of time in a queue. What was taken
-    /// comes back, and nothing is learnt.
-    NotStarted,
-    /// The caller dropped or cancelled the call while its operation ran, or the caller's own deadline passed.
-    Abandoned(Times),
-}
-
-/// When the operation was started and when it ended; queues and backoff are not in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
-    /// When the operation's future was made.
-    pub started: Moment,
-    /// When the outcome was known. Equal to `started` if the operation was ready at once and no gate of the policy
-    /// [needs](Gate::needs) the difference.
-    pub ended: Moment,
-}
-
-impl Times {
-    /// How long the operation took.
-    #[must_use]
-    pub const fn elapsed(&self) -> Duration {
-        self.ended.since(self.started)
-    }
 }
 
 /// How much of the clock a gate needs when a pass comes back.
