@@ -30,11 +30,11 @@ pub(super) trait Meter: Send + Sync + 'static {
         None
     }
 
-    /// Takes what this thread has taken ahead, for which no clock is needed.
+    /// Takes what this thread has taken ahead, for which no clock is needed: a note for the pass.
     #[inline]
-    fn take_ahead(&self, cost: u32) -> bool {
+    fn take_ahead(&self, cost: u32) -> Option<u64> {
         let _ = cost;
-        false
+        None
     }
 
     /// The same, for a meter that lets threads take ahead, where [`take_at_once`](Self::take_at_once) never takes.
@@ -177,12 +177,12 @@ impl<M: Meter> Shell<M> {
 
     #[inline]
     pub(super) fn try_take_now(&self, cost: u32) -> Result<(), Refusal> {
-        if self.meter.take_ahead(cost) { Ok(()) } else { self.try_take(cost, Moment::now()) }
+        if self.meter.take_ahead(cost).is_some() { Ok(()) } else { self.try_take(cost, Moment::now()) }
     }
 
     #[inline]
     pub(super) fn try_take(&self, cost: u32, now: Moment) -> Result<(), Refusal> {
-        if self.meter.take_ahead(cost) || self.meter.take_at_once(now, cost).is_some() {
+        if self.meter.take_ahead(cost).is_some() || self.meter.take_at_once(now, cost).is_some() {
             return Ok(());
         }
         self.try_take_slowly(now, cost)
@@ -216,7 +216,8 @@ impl<M: Meter> Shell<M> {
 
     #[inline]
     pub(super) fn take_at_once(&self, now: Moment, cost: u32) -> Option<Pass> {
-        self.meter.take_at_once(now, cost).map(|taken| Pass::new(taken, cost.into()))
+        let taken = self.meter.take_at_once(now, cost).or_else(|| self.meter.take_ahead(cost));
+        taken.map(|taken| Pass::new(taken, cost.into()))
     }
 
     #[cold]

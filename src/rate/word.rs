@@ -179,9 +179,10 @@ impl<const PACED: bool> Meter for Word<PACED> {
     }
 
     #[inline]
-    fn take_ahead(&self, cost: u32) -> bool {
-        let Some(purses) = &self.purses else { return false };
-        self.cell.load(Acquire) & BUSY == 0 && purses.spend(stripe::own(), cost)
+    fn take_ahead(&self, cost: u32) -> Option<u64> {
+        let purses = self.purses.as_ref()?;
+        let spent = self.cell.load(Acquire) & BUSY == 0 && purses.spend(stripe::own(), cost);
+        spent.then_some(FROM_PURSE)
     }
 
     fn fits_at_once(&self, now: Moment, cost: u32) -> bool {
@@ -323,7 +324,7 @@ mod tests {
         assert!(word.take_batched(1, now, 1).is_some());
         assert_eq!(word.ahead(), 1);
         word.set_waiting(true);
-        assert_eq!((word.take_batched(1, now, 1), word.take_ahead(1)), (None, false));
+        assert_eq!((word.take_batched(1, now, 1), word.take_ahead(1)), (None, None));
         word.set_pace(now, Pace::new(Rate::per_second(2), 8, false).unwrap());
         assert_eq!(word.take_batched(1, now, 1), None, "somebody still waits");
         word.set_waiting(false);
