@@ -148,7 +148,7 @@ pub struct FewSteps {
 
 impl FewSteps {
     pub(crate) fn none() -> Self {
-        Self { steps: SmallVec::new(), outline: Outline::NONE }
+        Self { steps: SmallVec::new(), outline: Outline::none() }
     }
 }
 

@@ -212,6 +212,12 @@ impl fmt::Debug for Guard {
 /// # Cancel safety
 ///
 /// Dropped, it loses its place in the queue, and nothing else: what it may have been granted goes to the next.
+///
+/// # Cooperation
+///
+/// A guard that is acquired uses up a unit of the task's cooperative budget. When that is spent, the future is pending
+/// once, so that a loop which always finds a free permit lets other tasks run. Refusals and the `try_` methods use up
+/// nothing.
 #[pin_project(PinnedDrop)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Acquire {
@@ -227,9 +233,16 @@ impl Future for Acquire {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        this.lane.assert_sound();
+        // A loop that acquires again and again is always ready. It has to let other tasks run at times, and before it
+        // enters is when it holds nothing.
+        let progress = ready!(tokio::task::coop::poll_proceed(cx));
         this.lane.call().forget_time();
         let step = this.step.as_slice();
         let end = ready!(this.lane.poll_in(step, &Outline::of(step, None, None), this.timer, cx));
+        if end.is_ok() {
+            progress.made_progress();
+        }
         Poll::Ready(match end {
             Ok(()) => {
                 let step = this.step.take().expect("the lane refuses to be polled once a guard has the step");
@@ -246,7 +259,7 @@ impl PinnedDrop for Acquire {
     fn drop(self: Pin<&mut Self>) {
         let this = self.project();
         if this.lane.holds() {
-            this.lane.give_back(this.step.as_slice(), &Outline::NONE);
+            this.lane.give_back(this.step.as_slice(), &Outline::none());
         }
     }
 }

@@ -144,6 +144,7 @@ mod internal;
 pub mod keyed;
 mod lane;
 pub mod layers;
+mod least_time;
 mod lint;
 #[cfg(all(test, resile_loom))]
 mod loom;

@@ -110,6 +110,7 @@ impl Policy {
             steps: Vec::new(),
             said: None,
             listeners: None,
+            min_attempt: None,
         }
     }
 
@@ -292,6 +293,7 @@ pub struct PolicyBuilder {
     faults: Faults,
     said: Option<Arc<Said>>,
     listeners: Option<Listeners>,
+    min_attempt: Option<Duration>,
 }
 
 impl PolicyBuilder {
@@ -358,6 +360,30 @@ impl PolicyBuilder {
         self
     }
 
+    /// How much time an operation needs: one that would have less before its deadline is not made. The call ends as
+    /// [`Reason::TooLate`](crate::Reason::TooLate), its passes come back, and no gate takes it for a failure of the peer.
+    ///
+    /// By default the policy learns this time from its recent operations, and asks only where a call has waited at a gate
+    /// or repeats an attempt. Without that, a peer at its capacity would work for callers who are gone before the answer
+    /// comes. The learned time follows slower operations quickly and faster ones slowly, and is at most the shortest limit
+    /// of the policy. A time set here is used as it is and applies to every operation; zero switches the rule off.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{Policy, Reason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("reports").min_attempt(Duration::from_millis(200)).build()?;
+    /// let late = policy.call().deadline(Duration::from_millis(50));
+    /// let error = late.run(|| async { Ok::<_, &str>(42) }).await.unwrap_err();
+    /// assert_eq!((error.refusal().unwrap().reason(), error.attempts()), (Reason::TooLate, 0));
+    /// # Ok(()) }
+    /// ```
+    pub fn min_attempt(mut self, time: Duration) -> Self {
+        self.min_attempt = Some(time);
+        self
+    }
+
     /// Cancels every call under the policy when the token is cancelled, wherever this is said: it is no step. May be said
     /// of several tokens.
     ///
@@ -399,12 +425,19 @@ impl PolicyBuilder {
     ///
     /// # Errors
     ///
-    /// Every wrong setting of every step, all at once; or more than 64 steps.
+    /// Every wrong setting of every step, all at once; more than 64 steps; or a `min_attempt` longer than the shortest
+    /// time limit, which would refuse every call.
     pub fn build(mut self) -> Result<Policy, ConfigError> {
         let count = self.steps.len();
         self.faults.check(count <= MOST_STEPS, "steps", &count, "0 to 64");
+        if let Some(time) = self.min_attempt {
+            let shortest = self.steps.iter().filter_map(Step::limit).map(Duration::from_nanos).min();
+            let most = shortest.unwrap_or(Duration::MAX);
+            self.faults.check(time <= most, "min_attempt", &time, format!("0 to {most:?}, the shortest limit"));
+        }
         self.faults.into_result()?;
-        let outline = Outline::of(&self.steps, self.said, self.listeners);
+        let outline =
+            Outline::of(&self.steps, self.said, self.listeners).with_least_time(&self.steps, self.min_attempt);
         Ok(Policy(Arc::new(Inner { name: self.name, outline, steps: self.steps.into(), tasks: OnceLock::new() })))
     }
 }

@@ -38,8 +38,8 @@ use crate::verdict::{Classify, Verdict};
 /// # Panics
 ///
 /// A panic in the operation, its closure or the judge goes on unwinding; the passes come back when the future is
-/// dropped, as after a transient failure. Polling again after it was ready panics, and so does waiting outside of a
-/// tokio runtime with its time driver on.
+/// dropped, as after a transient failure. Polling again after it was ready or panicked panics, and so does waiting
+/// outside of a tokio runtime with its time driver on.
 #[pin_project(PinnedDrop)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Run<P, O, F, C>
@@ -107,6 +107,8 @@ where
     #[inline]
     fn poll_bare(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
         let mut this = self.project();
+        // Over unless it turns out to be pending: so it is after a panic, too.
+        this.lane.end_bare();
         if this.operation.is_none() {
             this.operation.set(this.make.make(this.lane.call().view()));
         }
@@ -115,7 +117,6 @@ where
             this.lane.stay_bare();
             return Poll::Pending;
         };
-        this.lane.end_bare();
         this.operation.set(None);
         let verdict = this.judge.classify(&result);
         Poll::Ready(result.map_err(|last| {
@@ -129,6 +130,7 @@ where
     fn poll_walk(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
         let mut this = self.project();
         let (steps, outline) = (this.policy.steps(), this.policy.outline());
+        this.lane.assert_sound();
         this.lane.call().forget_time();
         loop {
             let end = if let Err(end) = ready!(this.lane.poll_in(steps, outline, this.timer.as_mut(), cx)) {

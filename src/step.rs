@@ -12,6 +12,7 @@ use crate::early::Listeners;
 use crate::error::{Reason, Refusal};
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass};
 use crate::internal::time::nanos;
+use crate::least_time::LeastTime;
 use crate::rate::TokenBucket;
 use crate::retry::Plan;
 use crate::said::Said;
@@ -22,7 +23,7 @@ use crate::semaphore::Semaphore;
 pub struct Step(pub(crate) Kind);
 
 /// What is known of a policy before any call comes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Outline {
     /// There are no steps, and nothing is said about its calls.
     pub(crate) bare: bool,
@@ -36,14 +37,26 @@ pub struct Outline {
     pub(crate) said: Option<Arc<Said>>,
     /// Who wants to be told of early ends.
     pub(crate) listeners: Option<Listeners>,
+    /// How much time an operation needs.
+    pub(crate) least: LeastTime,
 }
 
 impl Outline {
     /// How many steps it has bits for.
     pub(crate) const MOST: usize = 64;
+
     /// Of no steps.
-    pub(crate) const NONE: Self =
-        Self { bare: true, needs: Needs::Nothing, retries: false, hearers: 0, said: None, listeners: None };
+    pub(crate) const fn none() -> Self {
+        Self {
+            bare: true,
+            needs: Needs::Nothing,
+            retries: false,
+            hearers: 0,
+            said: None,
+            listeners: None,
+            least: LeastTime::none(),
+        }
+    }
 
     pub(crate) fn of(steps: &[Step], said: Option<Arc<Said>>, listeners: Option<Listeners>) -> Self {
         let told = if listeners.is_some() { Needs::Now } else { Needs::Nothing };
@@ -55,7 +68,13 @@ impl Outline {
             hearers: steps.iter().take(Self::MOST).enumerate().map(bit).sum(),
             said,
             listeners,
+            least: LeastTime::none(),
         }
+    }
+
+    /// The same for a policy, whose operations need so much time: learned unless it is given.
+    pub(crate) fn with_least_time(self, steps: &[Step], min_attempt: Option<Duration>) -> Self {
+        Self { least: LeastTime::new(steps.iter().filter_map(Step::limit), min_attempt), ..self }
     }
 }
 
@@ -94,6 +113,14 @@ impl Step {
             .or_else(|| take(&mut gate).map(Kind::Part))
             .or_else(|| gate.take().map(|gate| Kind::Gate(Arc::new(Box::new(gate)))));
         Self(kind.expect("a gate is of one type"))
+    }
+
+    /// The time limit in nanoseconds, if it is one.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        match self.0 {
+            Kind::Timeout(limit) => Some(limit),
+            _ => None,
+        }
     }
 
     /// The gate, if it is one.

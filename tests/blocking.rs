@@ -1067,7 +1067,7 @@ async fn a_queue_that_is_full_says_nothing_about_the_peer() {
 
     let end = policy.classify(ByPolicy).run(|| blocking.try_run(|_| Ok::<_, std::io::Error>(7))).await;
     let error = end.map_err(Error::flatten).unwrap_err();
-    assert_eq!((error.attempts(), error.refusal().unwrap().reason()), (1, Reason::QueueFull));
+    assert_eq!((error.attempts(), error.refusal().unwrap().reason()), (0, Reason::QueueFull), "it never began");
     assert_eq!(breaker.state(), State::Closed);
     held.finish();
 }

@@ -195,6 +195,16 @@ fn a_retry_takes_the_ends_of_what_is_allowed() {
         assert!(of_retry(retry.max_delay(time).max_hint(time).min_attempt(time).max_elapsed(time)).is_ok());
     }
     assert!(of_retry(Retry::constant(ms(1)).factor(f64::NAN)).is_ok(), "only exponential backoff has a factor");
+    assert!(of_retry(Retry::constant(DAY)).is_ok() && of_retry(Retry::constant(ms(9)).max_delay(ms(9))).is_ok());
+}
+
+#[test]
+fn a_constant_delay_that_could_not_be_waited_is_a_fault() {
+    let error = of_retry(Retry::constant(ms(60)).max_delay(ms(30))).unwrap_err();
+    let fault = &error.faults()[0];
+    assert_eq!((fault.field(), fault.value(), fault.allowed()), ("max_delay", "30ms", "the delay, 60ms, to 24h"));
+    let error = of_retry(Retry::constant(DAY + ms(1))).unwrap_err();
+    assert_eq!((error.faults()[0].field(), error.faults()[0].allowed()), ("delay", "0 to 24h"));
 }
 
 #[test]

@@ -1,16 +1,21 @@
 //! Time limits: which one counts, when it fires, what the operation sees of it, and what can't starve or overflow it.
 
+mod support;
+
+use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::{pending, ready};
+use std::future::{Future, pending, ready};
 use std::pin::pin;
 use std::sync::{Arc, Barrier, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::future::{join, poll_immediate};
 use resile::{
-    Attempt, Call, Entry, Error, ErrorKind, FutureExt, Gate, Limit, Moment, Outcome, Pass, Policy, Retry, Semaphore,
-    Stop, TokenBucket, Verdict,
+    Attempt, Call, CallBuilder, CircuitBreaker, Deadline, Entry, Error, ErrorKind, FutureExt, Gate, Limit, Moment,
+    Outcome, Pass, Policy, Reason, Retry, Semaphore, State, Stop, TokenBucket, Verdict,
 };
+use support::hand::{Clock, poll_once};
 use tokio::time::{Instant, advance, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -150,14 +155,14 @@ async fn a_limit_of_zero_cuts_what_is_not_ready_without_passing_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_in_the_past_cuts_what_is_not_ready_at_once() {
+async fn with_a_deadline_in_the_past_no_operation_is_made() {
     advance(Duration::from_secs(10)).await;
     let past = Instant::now().checked_sub(Duration::from_secs(5)).unwrap();
     let policy = limited(Duration::from_secs(1));
-    policy.call().deadline(past).run(|| ready(Ok::<_, Infallible>(()))).await.unwrap();
     let start = Instant::now();
-    let error = policy.call().deadline(past).run(never).await.unwrap_err();
-    assert_eq!((error.limit(), start.elapsed()), (Some(Limit::Caller), Duration::ZERO));
+    let error = policy.call().deadline(past).run(|| ready(Ok::<_, Infallible>(()))).await.unwrap_err();
+    assert_eq!((error.limit(), error.attempts()), (Some(Limit::Caller), 0));
+    assert_eq!(start.elapsed(), Duration::ZERO);
 }
 
 /// T3: a timer inside of the cooperative budget would never be polled.
@@ -349,16 +354,100 @@ async fn a_permit_granted_in_the_instant_of_the_limit_is_used_or_goes_back() {
 
 /// T8: the grant lay ready before the caller was polled, so it counts although the time is up.
 #[tokio::test(start_paused = true)]
-async fn a_grant_that_is_noticed_together_with_the_limit_is_used_for_one_poll() {
+async fn a_grant_that_is_noticed_after_the_limit_makes_no_operation_and_no_failure() {
     let semaphore = Semaphore::permits(1).build().unwrap();
-    let policy = Policy::named("grant").timeout(ms(100)).gate(semaphore.clone()).build().unwrap();
+    let breaker = CircuitBreaker::builder().consecutive_failures(1).build().unwrap();
+    let policy = Policy::named("grant").gate(breaker.clone()).timeout(ms(100)).gate(semaphore.clone()).build().unwrap();
     let held = semaphore.try_acquire().unwrap();
     let mut run = pin!(policy.run(|| ready(Ok::<_, Infallible>(7))));
     assert!(poll_immediate(run.as_mut()).await.is_none());
     advance(ms(150)).await;
     drop(held);
-    assert!(matches!(poll_immediate(run).await, Some(Ok(7))));
-    assert_eq!(semaphore.available(), 1);
+    let error = poll_immediate(run).await.unwrap().unwrap_err();
+    assert_eq!((error.limit(), error.attempts()), (Some(Limit::Step { step: 2, limit: ms(100) }), 0));
+    assert_eq!((breaker.state(), semaphore.available()), (State::Closed, 1));
+}
+
+/// The pause was over in time, and is noticed when the limit is over, too: the clock decides.
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_is_noticed_after_the_limit_begins_no_attempt() {
+    let policy = Policy::named("late").timeout(ms(100)).retry(Retry::constant(ms(10))).build().unwrap();
+    let made = Cell::new(0);
+    let mut run = pin!(policy.run(|| {
+        made.set(made.get() + 1);
+        ready(Err::<(), _>("down"))
+    }));
+    assert!(poll_immediate(run.as_mut()).await.is_none());
+    advance(ms(150)).await;
+    let error = poll_immediate(run).await.unwrap().unwrap_err();
+    assert_eq!((error.limit(), made.get()), (Some(Limit::Step { step: 1, limit: ms(100) }), 1));
+    assert_eq!(error.last(), Some(&"down"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_is_noticed_late_is_asked_for_the_least_time_again() {
+    let retry = Retry::constant(ms(10)).min_attempt(ms(50));
+    let policy = Policy::named("late").timeout(ms(100)).retry(retry).build().unwrap();
+    let mut run = pin!(policy.run(|| ready(Err::<(), _>("down"))));
+    assert!(poll_immediate(run.as_mut()).await.is_none());
+    advance(ms(60)).await;
+    let error = poll_immediate(run).await.unwrap().unwrap_err();
+    assert_eq!((error.refusal().unwrap().reason(), error.attempts()), (Reason::TooLate, 1));
+    assert_eq!(error.last(), Some(&"down"));
+}
+
+/// Moves the paused clock within one poll, as code that blocks its thread moves the real one.
+fn block_for(time: Duration) {
+    assert!(pin!(advance(time)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
+/// All attempts are made in one poll, so what the clock said at its beginning is long over.
+#[tokio::test(start_paused = true)]
+async fn between_attempts_of_one_poll_the_limits_are_compared_with_the_clock() {
+    let blocks = || {
+        block_for(ms(10));
+        ready(Err::<(), _>("down"))
+    };
+    let policy = Policy::named("busy").timeout(ms(50)).retry(Retry::immediate().max_attempts(50)).build().unwrap();
+    let error = policy.run(blocks).await.unwrap_err();
+    assert_eq!((error.attempts(), error.stop(), error.elapsed()), (5, Stop::Deadline, Some(ms(50))));
+
+    for (most, attempts) in [(0, 1), (15, 2)] {
+        let retry = Retry::immediate().max_attempts(1000).max_elapsed(ms(most));
+        let error = Policy::named("busy").retry(retry).build().unwrap().run(blocks).await.unwrap_err();
+        assert_eq!((error.attempts(), error.stop()), (attempts, Stop::Elapsed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_tells_the_time_that_an_operation_took_in_its_first_poll() {
+    for verdict in [Verdict::Transient(None), Verdict::Permanent, Verdict::Ignored] {
+        let policy = limited(Duration::from_secs(1));
+        let judged = policy.classify(|_: &Result<(), &str>| verdict);
+        let error = judged
+            .run(|| {
+                block_for(ms(20));
+                ready(Err("down"))
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(error.elapsed(), Some(ms(20)), "{verdict:?}");
+    }
+}
+
+/// T4: a loop around `poll` may never let the runtime park, which is when it fires its timers.
+#[test]
+fn a_limit_holds_in_a_runtime_that_never_fires_its_timers() {
+    let clock = Clock::paused();
+    let _here = clock.enter();
+    let policy = limited(ms(100));
+    let mut run = pin!(policy.run(never));
+    assert!(poll_once(run.as_mut()).is_pending());
+    block_for(ms(99));
+    assert!(poll_once(run.as_mut()).is_pending());
+    block_for(ms(1));
+    let Poll::Ready(Err(error)) = poll_once(run.as_mut()) else { panic!("the limit has passed") };
+    assert!(error.is_timeout());
 }
 
 #[tokio::test(start_paused = true)]
@@ -501,12 +590,16 @@ async fn a_callers_deadline_may_be_a_duration_or_either_instant() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_of_several_deadlines_that_were_given_counts() {
+async fn the_earliest_of_several_deadlines_counts_in_whatever_form_and_order() {
     let policy = limited(Duration::from_secs(1));
-    let start = Instant::now();
-    let call = policy.call().deadline(ms(10)).deadline(start + ms(300)).deadline(ms(200));
-    assert!(call.run(never).await.unwrap_err().is_timeout());
-    assert_eq!(start.elapsed(), ms(200));
+    for order in 0..3 {
+        let start = Instant::now();
+        let mut given = [Deadline::from(ms(200)), Deadline::from(start + ms(100)), Deadline::from(None)];
+        given.rotate_left(order);
+        let call = given.into_iter().fold(policy.call(), CallBuilder::deadline);
+        assert!(call.run(never).await.unwrap_err().is_timeout());
+        assert_eq!(start.elapsed(), ms(100));
+    }
 }
 
 /// The one timer goes back as well as on: it was set for 5 s when the operation failed.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures::future::poll_immediate;
 use proptest::prelude::*;
 use resile::{
-    ByPolicy, Call, Entry, Error, ErrorKind, Gate, Jitter, Limit, OnRefusal, Outcome, Pass, Policy, Reason, Refusal,
-    Retry, RetryBudget, Semaphore, Stop, TokenBucket, Verdict,
+    ByPolicy, Call, Entry, Error, ErrorKind, Gate, Jitter, Keyed, Limit, OnRefusal, Outcome, Pass, Policy, Reason,
+    Refusal, Retry, RetryBudget, Semaphore, Stop, TokenBucket, Verdict,
 };
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
@@ -121,11 +121,19 @@ async fn a_delay_that_overflows_is_exactly_the_cap() {
             .await;
     assert_eq!(all[..3], millis(&[1, 100, 500]));
     assert!(all[2..].iter().all(|pause| *pause == ms(500)));
-    for retry in [Retry::linear(Duration::MAX), Retry::fibonacci(Duration::MAX), Retry::constant(Duration::MAX)] {
+    for retry in [Retry::linear(Duration::MAX), Retry::fibonacci(Duration::MAX)] {
         assert_eq!(pauses_of(retry.max_delay(ms(500)).max_attempts(101)).await, millis(&[500; 100]));
     }
     let own = Retry::with(std::iter::repeat(Duration::MAX));
     assert_eq!(pauses_of(own.max_attempts(3)).await, [secs(30), secs(30)], "the default cap");
+}
+
+/// What is drawn as 60 s is waited for 60 s: the default cap gives way to a first delay that is longer.
+#[tokio::test(start_paused = true)]
+async fn the_first_delay_is_waited_as_written_unless_a_cap_is_set() {
+    assert_eq!(pauses_of(Retry::constant(secs(60)).max_attempts(3)).await, [secs(60), secs(60)]);
+    let growing = Retry::exponential(secs(60)).jitter(Jitter::None).max_attempts(3);
+    assert_eq!(pauses_of(growing).await, [secs(60), secs(60)]);
 }
 
 /// Trap: a jitter that is added after the cap exceeds it.
@@ -878,6 +886,30 @@ async fn an_attempt_is_not_begun_after_a_queue_that_left_too_little_time() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_cannot_change_is_final() {
+    let closed = Semaphore::permits(1).build().unwrap();
+    closed.close();
+    let tenants = Keyed::by("tenant", Semaphore::permits(1)).build().unwrap();
+    let bucket = TokenBucket::per_second(1).burst(2).build().unwrap();
+    let policy = |gate: Arc<dyn Gate>| {
+        let retry = Retry::constant(secs(30)).on_refusal(OnRefusal::Retry);
+        Policy::named("final").retry(retry).gate(gate).build().unwrap()
+    };
+    let start = Instant::now();
+    for (gate, cost, reason) in [
+        (Arc::new(closed) as Arc<dyn Gate>, 1, Reason::Closed),
+        (Arc::new(tenants), 1, Reason::NoKey("tenant")),
+        (Arc::new(bucket.clone()), 0, Reason::ZeroCost),
+        (Arc::new(bucket), 3, Reason::CostAboveLimit { cost: 3, limit: 2 }),
+    ] {
+        assert!(reason.is_permanent());
+        let error = policy(gate).call().cost(cost).run(|| ready(Ok::<_, ()>(()))).await.unwrap_err();
+        assert_eq!((error.refusal().unwrap().reason(), error.stop()), (reason, Stop::Final));
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
 /// Without a deadline something else has to end it; and what has no delay must not spin.
 #[tokio::test(start_paused = true)]
 async fn a_call_is_refused_a_thousand_times_at_most_and_never_twice_in_a_millisecond() {
@@ -1058,7 +1090,10 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let retry = retry.jitter(jitter).seed(seed).max_attempts(attempts).max_delay(ms(longest)).min_attempt(ms(least));
-            let policy = Policy::named("law").timeout(ms(limit)).retry(retry.max_hint(ms(2_000))).build().unwrap();
+            // A constant delay above the cap is a fault.
+            let Ok(policy) = Policy::named("law").timeout(ms(limit)).retry(retry.max_hint(ms(2_000))).build() else {
+                return Ok(());
+            };
             let start = Instant::now();
             let times = RefCell::new(Vec::new());
             let error = policy

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::future::poll_immediate;
 use proptest::prelude::*;
 use resile::{Acquire, ErrorKind, Guard, Policy, Reason, Refusal, Semaphore};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, advance, sleep};
 
 const fn ms(count: u64) -> Duration {
@@ -133,9 +134,43 @@ async fn an_uncontended_permit_is_had_in_one_poll_however_often_it_is_asked_for(
     let semaphore = permits(1);
     let policy = Policy::named("often").gate(semaphore.clone()).build().unwrap();
     for _ in 0..1000 {
-        drop(poll_immediate(semaphore.acquire()).await.expect("at once").unwrap());
+        drop(poll_immediate(unconstrained(semaphore.acquire())).await.expect("at once").unwrap());
         poll_immediate(policy.run(|| ready(Ok::<_, Infallible>(())))).await.expect("at once").unwrap();
     }
+}
+
+/// What is always ready never lets go of the thread, unless it spends the task's budget.
+#[tokio::test]
+async fn a_loop_that_acquires_lets_other_tasks_of_its_thread_run() {
+    let semaphore = permits(1);
+    let done = Arc::new(AtomicU32::new(0));
+    let other = tokio::spawn({
+        let done = done.clone();
+        async move { done.store(1, Ordering::Relaxed) }
+    });
+    let mut rounds = 0;
+    while done.load(Ordering::Relaxed) == 0 {
+        drop(semaphore.acquire().await.unwrap());
+        rounds += 1;
+        assert!(rounds < 1000, "the other task never ran");
+    }
+    other.await.unwrap();
+}
+
+/// It has not entered yet when it waits for its task's turn, so nothing is held then.
+#[tokio::test]
+async fn an_acquire_that_waits_for_its_tasks_turn_holds_nothing() {
+    let semaphore = permits(1);
+    while tokio::task::coop::has_budget_remaining() {
+        tokio::task::consume_budget().await;
+        if !tokio::task::coop::has_budget_remaining() {
+            break;
+        }
+    }
+    let mut acquire = pin!(semaphore.acquire());
+    assert!(poll_immediate(acquire.as_mut()).await.is_none());
+    assert_eq!((semaphore.in_use(), semaphore.queued()), (0, 0));
+    acquire.await.unwrap().success();
 }
 
 #[test]

@@ -5,9 +5,7 @@ use std::cell::Cell;
 
 use futures::future::TryFuture;
 
-use super::deadline::When;
-use super::{Attempt, Call, Deadline, Key, Origin, Priority};
-use crate::internal::time::{Moment, nanos};
+use super::{Attempt, Call, Deadline, Key, Priority};
 use crate::policy::{Policy, Steps};
 use crate::run::{Once, Plain, Run, WithCall};
 use crate::said::CancelSource;
@@ -122,7 +120,8 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
-    /// When the call must be over, whatever the policy allows. A [`Duration`](std::time::Duration) counts from the first poll.
+    /// When the call must be over, whatever the policy allows. A [`Duration`](std::time::Duration) counts from the first
+    /// poll. Of several deadlines the earliest counts, as in a [context](crate::context).
     ///
     /// Of a deadline and a policy's timeout the earlier one wins. When it is the caller's that passes, gates hear that
     /// the call was abandoned, which is no failure of the peer.
@@ -142,10 +141,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
     /// # Ok(()) }
     /// ```
     pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
-        (self.call.deadline, self.call.origin) = match deadline.into().0 {
-            When::After(after) => (Moment::from_nanos(nanos(after)), Origin::FirstPoll),
-            When::At(at) => (at, Origin::Caller),
-        };
+        self.call.narrow(deadline.into());
         self
     }
 

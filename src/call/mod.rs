@@ -17,7 +17,7 @@ use crate::cancel::CancelReason;
 use crate::context;
 use crate::error::Limit;
 use crate::internal::seldom::Seldom;
-use crate::internal::time::Moment;
+use crate::internal::time::{Moment, nanos};
 use crate::said::{self, Said};
 
 pub use crate::said::CancelSource;
@@ -25,6 +25,7 @@ pub use attempt::Attempt;
 pub(crate) use attempt::{instant, remaining};
 pub use builder::CallBuilder;
 pub use deadline::Deadline;
+use deadline::When;
 pub use key::Key;
 
 /// A call on its way in, as gates see it.
@@ -58,6 +59,10 @@ pub struct Call {
     /// The clock as read in this poll, or `NEVER` while nobody has asked.
     now: Cell<Moment>,
     deadline: Moment,
+    /// A deadline in nanoseconds from the first poll, which is still to come; `u64::MAX` if none is left to count.
+    within: u64,
+    /// How much time in nanoseconds must be left before `deadline` when a wait at a gate ends.
+    spare: u64,
     /// Shared with the policy or the context that said it, until something is to be added.
     said: Seldom<Arc<Said>>,
     attempt: u32,
@@ -73,10 +78,7 @@ pub struct Call {
 /// Where the deadline of a call comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// From the caller, as a moment.
     Caller,
-    /// From the caller, as a duration from the first poll, which is still to come.
-    FirstPoll,
     Context,
 }
 
@@ -86,6 +88,8 @@ impl Call {
         Self {
             now: Cell::new(Moment::NEVER),
             deadline: Moment::NEVER,
+            within: u64::MAX,
+            spare: 0,
             said: Seldom::NONE,
             attempt: 1,
             cost: 1,
@@ -190,20 +194,13 @@ impl Call {
         now
     }
 
-    /// The reading of this poll, if there was one.
-    #[inline]
-    pub(crate) fn read(&self) -> Option<Moment> {
-        let now = self.now.get();
-        (now != Moment::NEVER).then_some(now)
-    }
-
     /// At the first poll: turns a deadline that was given as a duration into a moment, and inherits from the policy and
     /// the context.
     #[inline]
     pub(crate) fn start(&mut self, said: Option<&Arc<Said>>) {
-        if self.origin == Origin::FirstPoll {
-            self.origin = Origin::Caller;
-            self.deadline = self.now().plus_nanos(self.deadline.nanos());
+        if self.within != u64::MAX {
+            self.deadline = self.deadline.min(self.now().plus_nanos(self.within));
+            self.within = u64::MAX;
         }
         if said.is_some() {
             said::add(&mut self.said, said);
@@ -241,7 +238,25 @@ impl Call {
     /// Whether the caller has set nothing that could end it.
     #[inline]
     pub(crate) fn is_bare(&self) -> bool {
-        self.deadline == Moment::NEVER && self.said.is_none()
+        self.deadline == Moment::NEVER && self.within == u64::MAX && self.said.is_none()
+    }
+
+    /// Narrows the deadline before the first poll: of several the earliest counts.
+    pub(crate) fn narrow(&mut self, deadline: Deadline) {
+        match deadline.0 {
+            When::After(after) => self.within = self.within.min(nanos(after)),
+            When::At(at) => self.deadline = self.deadline.min(at),
+        }
+    }
+
+    /// Says how much time an operation needs, for gates that know when a call's turn will come.
+    pub(crate) fn set_spare(&mut self, nanos: u64) {
+        self.spare = nanos;
+    }
+
+    /// The latest moment at which a wait at a gate may end and still be of use.
+    pub(crate) fn latest_entry(&self) -> Moment {
+        if self.deadline == Moment::NEVER { Moment::NEVER } else { self.deadline.minus_nanos(self.spare) }
     }
 
     pub(crate) fn next_attempt(&mut self) {

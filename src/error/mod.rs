@@ -340,6 +340,10 @@ impl<E> Error<E> {
 
     /// The operation's last error. Also there when a later attempt timed out, was refused or was cancelled.
     ///
+    /// If the operation is itself a call under a policy, and a limit of the outer policy cuts it between two attempts, its
+    /// last error is lost: the outer call drops the inner future without a result. Give the inner policy a limit of its
+    /// own to keep it.
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use resile::{Policy, Retry};
@@ -430,7 +434,8 @@ impl<E> Error<E> {
 impl<E> Error<Error<E>> {
     /// Makes one error of two, for an operation that ends in an [`Error`] itself: what an inner policy or an
     /// [offloaded](crate::blocking) job ended in, if that is why the call failed, and otherwise what ended the call.
-    /// Attempts, time and [`Stop`] are the outer call's.
+    /// Attempts, time and [`Stop`] are the outer call's. If the inner one had not begun its operation, as in a queue, the
+    /// last attempt does not count.
     ///
     /// ```
     /// use resile::{ErrorKind, Policy, Reason, Semaphore};
@@ -451,7 +456,10 @@ impl<E> Error<Error<E>> {
     pub fn flatten(self) -> Error<E> {
         let Self { last, cause, hint, elapsed, attempts, stop } = self;
         match (cause, last) {
-            (Cause::Failed, Some(inner)) => Error { elapsed, attempts, stop, ..inner },
+            (Cause::Failed, Some(inner)) => {
+                let attempts = if inner.attempts == 0 { attempts.saturating_sub(1) } else { attempts };
+                Error { elapsed, attempts, stop, ..inner }
+            }
             (cause, inner) => Error { last: inner.and_then(|inner| inner.last), cause, hint, elapsed, attempts, stop },
         }
     }

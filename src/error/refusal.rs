@@ -112,6 +112,33 @@ pub enum Reason {
     Other(&'static str),
 }
 
+impl Reason {
+    /// Whether the same call would be refused for ever: coming back is no use, to this gate or with these arguments.
+    ///
+    /// A retry that comes [back after refusals](crate::OnRefusal::Retry) treats these as final.
+    ///
+    /// ```
+    /// # use resile::Reason;
+    /// assert!(Reason::NoKey("tenant").is_permanent() && Reason::Draining.is_permanent());
+    /// assert!(!Reason::CircuitOpen.is_permanent());
+    /// ```
+    #[must_use]
+    pub const fn is_permanent(self) -> bool {
+        match self {
+            Self::CostAboveLimit { .. } | Self::ZeroCost | Self::NoKey(_) | Self::Closed | Self::Draining => true,
+            Self::Busy
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::TooLate
+            | Self::CircuitOpen
+            | Self::Probing
+            | Self::ForcedOpen
+            | Self::KeySpaceFull
+            | Self::Other(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

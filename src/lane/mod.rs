@@ -108,6 +108,8 @@ pub(crate) struct Lane {
     needs: Needs,
     /// The operation can't be made again.
     once: bool,
+    /// The call stood in a queue or repeats an attempt, so an operation may come too late.
+    waited: bool,
     /// The operation of this attempt was made: passes come back with its times.
     operating: bool,
     /// User code is running; still set in `drop`, it means a panic.
@@ -130,6 +132,7 @@ impl Lane {
             phase,
             needs: Needs::Nothing,
             once,
+            waited: false,
             operating: false,
             in_user: false,
         }
@@ -151,7 +154,13 @@ impl Lane {
 
     /// How long the call has lasted, if anything of it was measured.
     pub(crate) fn elapsed(&self) -> Option<Duration> {
-        (self.begun != Moment::NEVER).then(|| self.call.now().since(self.begun))
+        (self.begun != Moment::NEVER).then(|| self.call.read_clock().since(self.begun))
+    }
+
+    /// Refuses to go on with a call whose user code panicked: it is over, although its future still exists.
+    #[inline]
+    pub(crate) fn assert_sound(&self) {
+        assert!(!self.in_user, "polled again after a panic");
     }
 
     /// Runs user code; a panic in it leaves the mark by which [`Lane::give_back`] knows.
@@ -191,6 +200,9 @@ impl Lane {
     }
 
     /// Waits until a moment, the deadline or the caller's cancellation, by the one timer.
+    ///
+    /// The clock decides, not the timer: a runtime that never parks fires no timers, and one that was busy fires them
+    /// late, when more than the pause may be over.
     #[inline]
     fn poll_pause(&mut self, timer: Pin<&mut Timer>, until: Moment, cx: &mut Context<'_>) -> Poll<Woken> {
         if self.call.poll_cancelled(cx) {
@@ -198,12 +210,15 @@ impl Lane {
         }
         let deadline = self.call.ends();
         let at = until.min(deadline);
-        // What is due by this poll's reading needs no timer: tokio's would make it a millisecond.
-        if self.call.read().is_none_or(|now| now < at) {
-            ready!(timer.poll_until(at, cx));
-            self.call.read_clock();
+        if at == Moment::NEVER {
+            return Poll::Pending;
         }
-        Poll::Ready(if deadline <= until { Woken::Deadline } else { Woken::Due })
+        let mut now = self.call.now();
+        if now < at {
+            ready!(timer.poll_until(at, cx));
+            now = self.call.read_clock();
+        }
+        Poll::Ready(if now >= deadline { Woken::Deadline } else { Woken::Due })
     }
 
     /// Hands the pass of the only step to a guard, which gives it back instead.

@@ -23,7 +23,7 @@ impl Lane {
     ) -> Poll<Result<(), End>> {
         if matches!(self.phase, Phase::Bare | Phase::Start) {
             let now = self.start(steps, outline);
-            if !self.call.is_cancelled() && self.walk_in_at_once(steps, now) {
+            if !self.call.is_cancelled() && self.walk_in_at_once(steps, now) && self.has_time(outline, now) {
                 self.arrive(steps, now);
                 return Poll::Ready(Ok(()));
             }
@@ -31,7 +31,7 @@ impl Lane {
         if self.phase == Phase::Running {
             return Poll::Ready(Ok(()));
         }
-        self.poll_steps(steps, timer, cx)
+        self.poll_steps(steps, outline, timer, cx)
     }
 
     #[inline(always)]
@@ -86,7 +86,8 @@ impl Lane {
     }
 
     /// Enters the steps from `depth` on, up to the first one that makes the call wait or refuses it.
-    fn walk_in(&mut self, steps: &[Step]) -> Result<(), Refusal> {
+    fn walk_in(&mut self, steps: &[Step], outline: &Outline) -> Result<(), Refusal> {
+        self.call.set_spare(self.spare(outline));
         while !self.walk_in_at_once(steps, self.now()) {
             let place = self.depth as usize;
             let gate = steps[place].as_gate().expect("all but gates are entered at once");
@@ -133,27 +134,98 @@ impl Lane {
         }
     }
 
-    /// After a queue: the retry that makes no attempt with as little time as is left.
-    fn too_late(&mut self, steps: &[Step]) -> Option<usize> {
-        let mut ends = self.call.ends();
-        for (place, step) in steps.iter().enumerate().rev() {
-            match &step.0 {
+    /// Whether a call that has waited for nothing may make its operation by the reading it came in with. Its deadline is
+    /// not over, and leaves the time that the policy fixes. Without a reading (`NEVER`) this is true only if there is no
+    /// deadline; otherwise the slow path reads the clock and decides.
+    #[inline]
+    fn has_time(&self, outline: &Outline, now: Moment) -> bool {
+        now.plus_nanos(outline.least.fixed()) <= self.call.ends()
+    }
+
+    /// Is there still time for the operation that is about to be made? Asked once for each, whatever led to it, by a
+    /// fresh reading: user code may have run since the last one, or the task may have been polled late.
+    fn check_time(&mut self, steps: &[Step], outline: &Outline) -> Result<(), End> {
+        let ends = self.call.ends();
+        if ends == Moment::NEVER && !(self.waited && outline.retries) {
+            return Ok(());
+        }
+        let now = self.call.read_clock();
+        if let Some(end) = self.too_late(steps, outline, now) {
+            return Err(end);
+        }
+        outline.least.start(now, ends);
+        Ok(())
+    }
+
+    /// What a call ends in that would begin its operation at this moment, if that is too late. A deadline in this very
+    /// moment is not over: a limit of zero still allows what is ready at once.
+    fn too_late(&mut self, steps: &[Step], outline: &Outline, now: Moment) -> Option<End> {
+        let ends = self.call.ends();
+        let (latest, place) = self.latest_start(steps);
+        if ends < now {
+            Some(End::TimedOut(self.fired(steps)))
+        } else if now > latest {
+            Some(End::Refused(place, Refusal::new("retry", Reason::TooLate)))
+        } else if (self.waited || outline.least.fixed() > 0) && !outline.least.leaves_room(now, ends) {
+            Some(End::Refused(self.depth as usize, Refusal::new("min_attempt", Reason::TooLate)))
+        } else {
+            None
+        }
+    }
+
+    /// The latest moment at which the retries that were passed allow an attempt to begin, and the place of the strictest.
+    fn latest_start(&mut self, steps: &[Step]) -> (Moment, usize) {
+        let depth = self.depth as usize;
+        let (mut ends, mut latest) = (self.call.ends(), (Moment::NEVER, depth));
+        if !self.waited {
+            return latest;
+        }
+        for place in (0..depth).rev() {
+            match &steps[place].0 {
                 // What the deadline was outside of it.
                 Kind::Timeout(_) => ends = Moment::from_nanos(self.frame(place)[0]),
-                Kind::Retry(retry) if !retry.leaves_time(self.call.now(), ends) => return Some(place),
+                Kind::Retry(retry) => latest = latest.min((retry.latest_start(ends), place)),
                 _ => {}
             }
         }
-        None
+        latest
+    }
+
+    /// When a call leaves a queue because its operation would come too late, although its limit has not passed.
+    fn leaves_queue_at(&mut self, steps: &[Step], outline: &Outline) -> Moment {
+        let ends = self.call.ends();
+        if ends == Moment::NEVER && !outline.retries {
+            return Moment::NEVER;
+        }
+        let (latest, _) = self.latest_start(steps);
+        let least = outline.least.required();
+        let own = if ends == Moment::NEVER || least == 0 || outline.least.is_probe_due(self.call.now()) {
+            Moment::NEVER
+        } else {
+            ends.minus_nanos(least)
+        };
+        // A start at the last nanosecond that leaves enough time is in time.
+        own.min(latest).plus_nanos(1)
+    }
+
+    /// How much time must be left when the wait at a gate ends: twice what an operation needs, since the next gate's queue
+    /// has to have its share (measured: once is not enough in front of a semaphore).
+    fn spare(&self, outline: &Outline) -> u64 {
+        let least = outline.least.required();
+        if self.call.ends() == Moment::NEVER || least == 0 || outline.least.is_probe_due(self.call.now()) {
+            0
+        } else {
+            least.saturating_mul(2)
+        }
     }
 
     fn poll_steps(
         &mut self,
         steps: &[Step],
+        outline: &Outline,
         mut timer: Pin<&mut Timer>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End>> {
-        let waited = self.phase == Phase::Queued;
         loop {
             match self.phase {
                 Phase::Entering => {
@@ -161,20 +233,19 @@ impl Lane {
                     if self.call.is_cancelled() {
                         return Poll::Ready(Err(End::Cancelled));
                     }
-                    if let Err(refusal) = self.walk_in(steps) {
+                    if let Err(refusal) = self.walk_in(steps, outline) {
                         return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
                     }
                     if self.phase == Phase::Entering {
-                        let late = if waited { self.too_late(steps) } else { None };
-                        if let Some(place) = late {
-                            let refusal = Refusal::new("retry", Reason::TooLate);
-                            return Poll::Ready(Err(End::Refused(place, refusal)));
+                        if let Err(end) = self.check_time(steps, outline) {
+                            return Poll::Ready(Err(end));
                         }
-                        self.arrive(steps, self.now());
+                        let timed = self.needs >= Needs::Now || self.call.ends() != Moment::NEVER;
+                        self.arrive(steps, if timed { self.call.now() } else { Moment::NEVER });
                     }
                 }
                 Phase::Queued => {
-                    if let Err(end) = ready!(self.poll_queue(steps, timer.as_mut(), cx)) {
+                    if let Err(end) = ready!(self.poll_queue(steps, outline, timer.as_mut(), cx)) {
                         return Poll::Ready(Err(end));
                     }
                 }
@@ -204,9 +275,15 @@ impl Lane {
         (0..depth).rev().find(|place| matches!(steps[*place].0, Kind::Timeout(_)) && self.frame(*place)[0] != deadline)
     }
 
-    /// Asks the gate whose queue the call stands in, and waits if it says so. What the gate says wins over a deadline
-    /// that passes in the same poll.
-    fn poll_queue(&mut self, steps: &[Step], timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    /// Asks the gate whose queue the call stands in, and waits if it says so. The gate is asked first, so a refusal wins
+    /// over a deadline that passes in the same poll. A pass that comes too late goes back.
+    fn poll_queue(
+        &mut self,
+        steps: &[Step],
+        outline: &Outline,
+        timer: Pin<&mut Timer>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End>> {
         let place = self.depth as usize;
         let gate = steps[place].as_gate().expect("only gates have queues");
         let [a, b] = *self.frame(place);
@@ -226,10 +303,15 @@ impl Lane {
             }
             Entry::Wait(ticket, at) => {
                 *self.frame(place) = ticket.words();
+                self.waited = true;
                 // A gate that names a moment gone by is asked again after a tick, not in a spin.
                 let at = at.map_or(Moment::NEVER, |at| at.max(self.call.now().plus_nanos(1)));
-                let end = match ready!(self.poll_pause(timer, at, cx)) {
-                    Woken::Due => return Poll::Ready(Ok(())),
+                let leaves = self.leaves_queue_at(steps, outline);
+                let end = match ready!(self.poll_pause(timer, at.min(leaves), cx)) {
+                    Woken::Due => match self.too_late(steps, outline, self.call.now()) {
+                        Some(end) => end,
+                        None => return Poll::Ready(Ok(())),
+                    },
                     Woken::Deadline => End::TimedOut(self.fired(steps)),
                     Woken::Cancelled => End::Cancelled,
                 };

@@ -34,6 +34,9 @@ impl Lane {
     pub(crate) fn walk_out(&mut self, steps: &[Step], outline: &Outline, end: &End) -> Out {
         let out = match end {
             End::Judged(verdict) if verdict.is_healthy() && steps.len() <= Outline::MOST => {
+                if self.waited {
+                    self.sample(outline, false);
+                }
                 self.leave_well(steps, outline.hearers, *verdict);
                 Out::Caller(if outline.retries { Stop::Final } else { Stop::NoRetry })
             }
@@ -66,12 +69,26 @@ impl Lane {
         }
     }
 
+    /// Lets the policy learn how long an operation takes, or how long it ran until a limit cut it.
+    #[cold]
+    fn sample(&self, outline: &Outline, was_cut: bool) {
+        if self.operating && self.started != Moment::NEVER {
+            let now = self.call.now();
+            outline.least.sample(now.nanos_since(self.started), was_cut, now);
+        }
+    }
+
     /// The same, and tells whom it may concern if that was an early end of the call.
     #[cold]
     fn end_otherwise(&mut self, steps: &[Step], outline: &Outline, end: &End) -> Out {
+        // The operation, its judge or a gate of the user's may have taken long since the last reading.
+        self.call.forget_time();
+        if self.waited && matches!(end, End::TimedOut(_)) {
+            self.sample(outline, true);
+        }
         let told =
             outline.listeners.as_ref().and_then(|told| Some((told, self.early(steps, told, self.why(steps, end)?))));
-        let out = self.leave_steps(steps, end);
+        let out = self.leave_steps(steps, outline, end);
         if let (Out::Caller(_), Some((told, early))) = (&out, told) {
             self.phase = Phase::Done;
             told.tell(&early);
@@ -116,14 +133,14 @@ impl Lane {
         }
     }
 
-    fn leave_steps(&mut self, steps: &[Step], end: &End) -> Out {
+    fn leave_steps(&mut self, steps: &[Step], outline: &Outline, end: &End) -> Out {
         let mut outcome = self.outcome(end);
         let settled = self.operating && end.is_final();
         let mut stop = Stop::NoRetry;
         loop {
             let asked = self.leave_up_to_retry(steps, &outcome, settled, &mut stop);
             let Some((place, retry)) = asked else { return Out::Caller(stop) };
-            match self.ask_retry(retry, place, end, &mut outcome) {
+            match self.ask_retry(retry, place, outline, end, &mut outcome) {
                 Ok(until) => {
                     self.again(until, outcome);
                     return Out::Again;
@@ -177,6 +194,7 @@ impl Lane {
             self.call.next_attempt();
         }
         self.operating = false;
+        self.waited = true;
         self.phase = if until.is_some() { Phase::Backoff } else { Phase::Again };
         self.until = until.unwrap_or(Moment::NEVER);
     }
@@ -188,12 +206,14 @@ impl Lane {
         &mut self,
         retry: &Plan,
         place: usize,
+        outline: &Outline,
         end: &End,
         outcome: &mut Outcome,
     ) -> Result<Option<Moment>, Stop> {
         let started = !matches!(outcome, Outcome::NotStarted);
         let frame = RetryFrame::from_words(*self.frame(place));
-        let situation = Situation { end, started, place, call: &self.call, begun: self.begun, once: self.once };
+        let (begun, once, least) = (self.begun, self.once, &outline.least);
+        let situation = Situation { end, started, place, call: &self.call, begun, once, least };
         let settled = retry.settle(frame, &situation);
         // From here on a panic finds it settled.
         self.frames.get()[place] = settled.to_words();

@@ -250,7 +250,7 @@ impl<M: Meter> Shell<M> {
     pub(super) fn why_not_wait(&self, call: &Call, due: Moment, queued: u32) -> Option<Reason> {
         if !call.may_wait() {
             Some(Reason::Busy)
-        } else if due > call.now().plus_nanos(self.max_wait).min(call.ends()) {
+        } else if due > call.now().plus_nanos(self.max_wait).min(call.latest_entry()) {
             Some(Reason::TooLate)
         } else if queued >= self.max_queue {
             Some(Reason::QueueFull)

@@ -124,7 +124,8 @@ impl Curve {
         })
     }
 
-    fn first(&self) -> Option<u64> {
+    /// The delay before the first retry; `None` for a strategy of the user's own.
+    pub(crate) fn first(&self) -> Option<u64> {
         self.raw(1)
     }
 }
@@ -201,7 +202,7 @@ impl fmt::Debug for Delays {
 pub(crate) struct Schedule {
     pub(crate) curve: Curve,
     pub(crate) jitter: Jitter,
-    /// The longest delay, in nanoseconds. It holds after jitter.
+    /// The longest delay, in nanoseconds. It holds after jitter. A built-in strategy's first delay is at most this.
     pub(crate) cap: u64,
 }
 

@@ -6,7 +6,7 @@
 //! | limit | setter | default | why |
 //! | --- | --- | --- | --- |
 //! | attempts, the first included | [`max_attempts`](Retry::max_attempts) | 3 | more rarely helps, and multiplies an outage |
-//! | one delay, after jitter | [`max_delay`](Retry::max_delay) | 30 s | nobody waits longer for one try |
+//! | one delay, after jitter | [`max_delay`](Retry::max_delay) | 30 s, or the first delay if that is longer | nobody waits longer for one try |
 //! | a peer's hint, or a gate's | [`max_hint`](Retry::max_hint) | 60 s | a garbled header must not park a call for years |
 //! | time since the call's first poll | [`max_elapsed`](Retry::max_elapsed) | none | a deadline does it better |
 //! | the deadline | a timeout step outside, or the caller's | none | a delay that doesn't fit is not slept |
@@ -82,11 +82,12 @@ pub(crate) use backoff::Delays;
 use backoff::{Ask, Curve, Schedule, bits};
 
 use crate::call::Call;
-use crate::error::{ConfigError, Faults, Reason, Stop};
+use crate::error::{ConfigError, Faults, Stop};
 use crate::gate::{Needs, Pass};
 use crate::internal::rng::entropy;
 use crate::internal::time::{Moment, nanos};
 use crate::lane::End;
+use crate::least_time::LeastTime;
 use crate::verdict::Verdict;
 
 const DEFAULT_ATTEMPTS: u32 = 3;
@@ -126,7 +127,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 pub struct Retry {
     curve: Curve,
     jitter: Jitter,
-    max_delay: Duration,
+    max_delay: Option<Duration>,
     max_attempts: u32,
     max_elapsed: Option<Duration>,
     max_hint: Duration,
@@ -166,7 +167,7 @@ impl Retry {
         Self {
             curve,
             jitter,
-            max_delay: DEFAULT_MAX_DELAY,
+            max_delay: None,
             max_attempts: DEFAULT_ATTEMPTS,
             max_elapsed: None,
             max_hint: DEFAULT_MAX_HINT,
@@ -322,7 +323,8 @@ impl Retry {
         self
     }
 
-    /// The longest delay, after jitter: 30 s unless said, at most a day.
+    /// The longest delay, after jitter, at most a day. By default it is 30 s, or the strategy's first delay if that is
+    /// longer. A [`constant`](Retry::constant) delay above it is a [`ConfigError`].
     ///
     /// ```
     /// # use std::time::Duration;
@@ -337,7 +339,7 @@ impl Retry {
     /// # Ok(()) }
     /// ```
     pub const fn max_delay(mut self, delay: Duration) -> Self {
-        self.max_delay = delay;
+        self.max_delay = Some(delay);
         self
     }
 
@@ -502,8 +504,16 @@ impl Retry {
         if let Curve::Exponential { factor, .. } = self.curve {
             faults.check((1.0..=100.0).contains(&factor), "factor", &factor, "1 to 100");
         }
+        let first = self.curve.first().map_or(Duration::ZERO, Duration::from_nanos);
+        let max_delay = self.max_delay.unwrap_or(DEFAULT_MAX_DELAY.max(first.min(LONGEST)));
+        // Other strategies are made to grow into their longest delay, a constant one would never be waited as written.
+        if let Curve::Constant(_) = self.curve {
+            faults.check(first <= LONGEST, "delay", &first, "0 to 24h");
+            let fits = first <= max_delay || first > LONGEST;
+            faults.check(fits, "max_delay", &max_delay, format!("the delay, {first:?}, to 24h"));
+        }
         for (field, value) in [
-            ("max_delay", self.max_delay),
+            ("max_delay", max_delay),
             ("max_hint", self.max_hint),
             ("min_attempt", self.min_attempt),
             ("max_elapsed", self.max_elapsed.unwrap_or_default()),
@@ -512,7 +522,7 @@ impl Retry {
         }
         faults.into_result()?;
         Ok(Plan {
-            schedule: Schedule { curve: self.curve.clone(), jitter: self.jitter, cap: nanos(self.max_delay) },
+            schedule: Schedule { curve: self.curve.clone(), jitter: self.jitter, cap: nanos(max_delay) },
             max_hint: nanos(self.max_hint),
             min_attempt: nanos(self.min_attempt),
             max_elapsed: self.max_elapsed.map_or(u64::MAX, nanos),
@@ -609,6 +619,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) begun: Moment,
     /// The operation can't be made again.
     pub(crate) once: bool,
+    /// How much time an operation needs.
+    pub(crate) least: &'a LeastTime,
 }
 
 impl Situation<'_> {
@@ -619,10 +631,7 @@ impl Situation<'_> {
             // Only a limit inside of this step leaves time for another attempt; time out in a queue is final.
             End::TimedOut(Some(place)) if *place > self.place && self.started => Some(Verdict::Transient(None)),
             End::Refused(place, refusal) if *place > self.place && on_refusal == OnRefusal::Retry => {
-                match refusal.reason() {
-                    Reason::Closed | Reason::Draining | Reason::CostAboveLimit { .. } => None,
-                    _ => Some(Verdict::Overloaded(refusal.retry_after())),
-                }
+                (!refusal.reason().is_permanent()).then(|| Verdict::Overloaded(refusal.retry_after()))
             }
             _ => None,
         }
@@ -730,8 +739,11 @@ impl Plan {
             return Err(Stop::Elapsed);
         }
         let ends = situation.call.ends();
-        if ends != Moment::NEVER && (at >= ends || !self.leaves_time(at, ends)) {
-            return Err(Stop::Deadline);
+        if ends != Moment::NEVER {
+            let least = if situation.least.is_probe_due(now) { 0 } else { situation.least.required() };
+            if at >= ends || at.plus_nanos(least) > ends || at > self.latest_start(ends) {
+                return Err(Stop::Deadline);
+            }
         }
         frame.ran |= started;
         // A call whose operation was never made adds no load by coming back: what it waits for is its first attempt.
@@ -750,10 +762,10 @@ impl Plan {
         Ok((frame, (wait > 0).then_some(at)))
     }
 
-    /// Whether an attempt that begins then has the time that it takes at least.
+    /// The latest moment at which an attempt may begin that has to be over by `ends`.
     #[inline]
-    pub(crate) fn leaves_time(&self, begins: Moment, ends: Moment) -> bool {
-        self.min_attempt == 0 || ends == Moment::NEVER || begins.plus_nanos(self.min_attempt) <= ends
+    pub(crate) fn latest_start(&self, ends: Moment) -> Moment {
+        if self.min_attempt == 0 || ends == Moment::NEVER { Moment::NEVER } else { ends.minus_nanos(self.min_attempt) }
     }
 
     /// How much of the clock the step needs even if nothing is retried.
