@@ -23,7 +23,7 @@ const PERMITS: u32 = 4;
 const CALL_LIMIT: Duration = ms(1000);
 const ATTEMPT_LIMIT: Duration = ms(300);
 /// Long enough for several hundred answers, and for queues to fill.
-const RUN: Duration = Duration::from_secs(30);
+const RUN: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Shape {
@@ -52,7 +52,7 @@ enum Arrivals {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Cell4 {
+struct Situation {
     shape: Shape,
     takes: Takes,
     load: f64,
@@ -71,7 +71,19 @@ impl Takes {
 
     /// Answers per second that the peer can give through this many permits, if none of its time is wasted.
     fn capacity(self, limit: Duration) -> f64 {
-        let (answers, time) = match self {
+        let (answers, time) = self.mean(limit);
+        f64::from(PERMITS) * answers / time * 1000.0
+    }
+
+    /// Operations per second, some of which are cut.
+    fn operations(self, limit: Duration) -> f64 {
+        let (_, time) = self.mean(limit);
+        f64::from(PERMITS) / time * 1000.0
+    }
+
+    /// The share of operations that answer within a limit, and the mean of what they take, in milliseconds.
+    fn mean(self, limit: Duration) -> (f64, f64) {
+        match self {
             Self::Constant(time) | Self::Uniform(time) => (1.0, time as f64),
             Self::Tail(time) => {
                 let (slow, limit) = (9.0 * time as f64, limit.as_millis() as f64);
@@ -79,8 +91,7 @@ impl Takes {
                 let answers = if slow > limit { 0.95 } else { 1.0 };
                 (answers, 0.95 * time as f64 + 0.05 * slow.min(limit))
             }
-        };
-        f64::from(PERMITS) * answers / time * 1000.0
+        }
     }
 }
 
@@ -93,7 +104,6 @@ struct Counts {
     calls: Cell<u32>,
     made: Cell<u32>,
     answers: Cell<u32>,
-    too_late: Cell<u32>,
     opened: Cell<u32>,
 }
 
@@ -110,20 +120,28 @@ fn breaker() -> CircuitBreaker {
     CircuitBreaker::builder().build().unwrap()
 }
 
-fn world(cell: &Cell4, limit: Duration) -> World {
+fn world(cell: &Situation, limit: Duration) -> World {
+    with_rule(cell, limit, true)
+}
+
+/// With or without the rule that is tested here.
+fn with_rule(cell: &Situation, limit: Duration, rule: bool) -> World {
     let guard = (cell.shape != Shape::Plain).then(breaker);
     let with = |policy: PolicyBuilder| match &guard {
         Some(breaker) => policy.gate(breaker.clone()),
         None => policy,
     };
     let mut policy = Policy::named("outbound").timeout(CALL_LIMIT);
+    if !rule {
+        policy = policy.min_attempt(Duration::ZERO);
+    }
     if matches!(cell.shape, Shape::Readme | Shape::Bucket) {
         let budget = RetryBudget::ratio(0.2).build().unwrap();
         policy = policy.retry(Retry::exponential(ms(50)).seed(7).budget(budget));
     }
     policy = with(policy);
     if cell.shape == Shape::Bucket {
-        let rate = cell.takes.capacity(limit).ceil() as u64;
+        let rate = cell.takes.operations(limit).ceil() as u64;
         policy = policy.gate(TokenBucket::per_second(rate).burst(PERMITS).max_queue(cell.queue));
     }
     policy = policy.gate(Semaphore::permits(PERMITS).max_queue(cell.queue));
@@ -140,7 +158,7 @@ fn on_a_paused_clock<R>(future: impl Future<Output = R>) -> R {
 }
 
 /// Sends calls for a while, and waits for the last of them.
-async fn drive(cell: &Cell4, world: &World, attempt_limit: Duration, seed: u64) -> Tally {
+async fn drive(cell: &Situation, world: &World, attempt_limit: Duration, seed: u64) -> Tally {
     let tally = Tally::default();
     let mut rng = SmallRng::seed_from_u64(seed);
     let gap = 1.0 / (cell.load * cell.takes.capacity(attempt_limit));
@@ -164,12 +182,8 @@ async fn drive(cell: &Cell4, world: &World, attempt_limit: Duration, seed: u64) 
                     }
                 })
                 .await;
-            match end {
-                Ok(()) => add(&counts.answers),
-                Err(error) if error.refusal().is_some_and(|refusal| refusal.reason() == resile::Reason::TooLate) => {
-                    add(&counts.too_late);
-                }
-                Err(_) => {}
+            if end.is_ok() {
+                add(&counts.answers);
             }
         }));
         if world.breaker.as_ref().is_some_and(|breaker| breaker.state() != State::Closed) {
@@ -187,61 +201,69 @@ async fn drive(cell: &Cell4, world: &World, attempt_limit: Duration, seed: u64) 
 }
 
 struct Measured {
-    cell: Cell4,
+    cell: Situation,
     /// Answers as a share of what the peer could give, or of the calls where those were fewer.
     goodput: f64,
     made_per_answer: f64,
     opened: u32,
-    /// Calls that the rule gave up.
+    /// The share of the calls that are answered without the rule and not with it.
     lost: f64,
 }
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cell: Cell4 { shape, takes, load, queue, arrivals }, .. } = self;
+        let Self { cell: Situation { shape, takes, load, queue, arrivals }, .. } = self;
         write!(f, "{shape:?} {takes:?} load {load} queue {queue} {arrivals:?}: ")?;
         let (goodput, lost) = (100.0 * self.goodput, 100.0 * self.lost);
         write!(f, "{goodput:.1} %, {:.2} made per answer, opened {}, ", self.made_per_answer, self.opened)?;
-        write!(f, "{lost:.2} % too late")
+        write!(f, "{lost:.2} % lost")
     }
 }
 
-fn measure(cell: Cell4) -> Measured {
+fn measure(cell: Situation) -> Measured {
     let limit = ATTEMPT_LIMIT;
     let cut_at = if cell.shape == Shape::OuterOnly { CALL_LIMIT } else { limit };
-    let Tally(counts) = on_a_paused_clock(async { drive(&cell, &world(&cell, cut_at), cut_at, 11).await });
+    let run = |rule| on_a_paused_clock(async { drive(&cell, &with_rule(&cell, cut_at, rule), cut_at, 11).await }).0;
+    let counts = run(true);
+    let without = if cell.load < 1.0 { run(false).answers.get() } else { 0 };
     let could = (cell.takes.capacity(cut_at) * RUN.as_secs_f64()).min(f64::from(counts.calls.get()));
     Measured {
         cell,
         goodput: f64::from(counts.answers.get()) / could,
         made_per_answer: f64::from(counts.made.get()) / f64::from(counts.answers.get()),
         opened: counts.opened.get(),
-        lost: f64::from(counts.too_late.get()) / f64::from(counts.calls.get()),
+        lost: f64::from(without.saturating_sub(counts.answers.get())) / f64::from(counts.calls.get()),
     }
 }
 
-/// All cells of a shape. What an answer may cost includes that one in twenty of the tail is cut.
+/// All cells of a shape. What the rule costs below capacity is counted over all of them: it is there for the tail, where
+/// two attempts of a call were cut and little is left for the third.
 fn assert_goodput(shape: Shape) {
-    let mut faults = Vec::new();
+    let (mut faults, mut lost, mut calm) = (Vec::new(), 0.0, 0.0);
     for takes in [Takes::Constant(100), Takes::Uniform(100), Takes::Tail(60)] {
         for load in [0.8, 1.5, 2.0, 5.0] {
             for queue in [16, 128, 1000] {
                 for (arrivals, least) in [(Arrivals::Even, 0.95), (Arrivals::Poisson, 0.93)] {
-                    let measured = measure(Cell4 { shape, takes, load, queue, arrivals });
+                    let measured = measure(Situation { shape, takes, load, queue, arrivals });
                     println!("{measured}");
-                    // Below capacity everything is answered, but for what the limits of the policy cut.
-                    let cut = if matches!(takes, Takes::Tail(_)) && shape != Shape::OuterOnly { 0.05 } else { 0.0 };
-                    let good = measured.goodput >= if load < 1.0 { least - cut } else { least };
-                    let cheap = measured.made_per_answer <= 1.1;
-                    let kept = load > 1.0 || measured.lost <= 0.001;
-                    if !(good && cheap && kept && measured.opened == 0) {
+                    // Below capacity everything is answered, but for the tail that the limit of an attempt cuts.
+                    let is_cut = load < 1.0 && matches!(takes, Takes::Tail(_)) && shape != Shape::OuterOnly;
+                    let least = if is_cut { least - 0.05 } else { least };
+                    if measured.goodput < least || measured.made_per_answer > 1.1 || measured.opened > 0 {
                         faults.push(measured.to_string());
+                    }
+                    if load < 1.0 {
+                        lost += measured.lost;
+                        calm += 1.0;
                     }
                 }
             }
         }
     }
+    println!("{shape:?}: {:.3} % lost", 100.0 * lost / calm);
     assert!(faults.is_empty(), "below the bar:\n{}", faults.join("\n"));
+    // A call limit alone makes the estimate as long as the tail, which costs more.
+    assert!(lost / calm <= if shape == Shape::OuterOnly { 0.005 } else { 0.001 }, "{shape:?}: {lost} of {calm}");
 }
 
 #[test]
@@ -269,16 +291,19 @@ fn a_call_limit_alone_keeps_its_goodput() {
     assert_goodput(Shape::OuterOnly);
 }
 
-fn even(shape: Shape, takes: Takes, load: f64) -> Cell4 {
-    Cell4 { shape, takes, load, queue: 128, arrivals: Arrivals::Even }
+fn even(shape: Shape, takes: Takes, load: f64) -> Situation {
+    Situation { shape, takes, load, queue: 128, arrivals: Arrivals::Even }
 }
 
-/// Operations that need most of the call's limit: the estimate must neither refuse all of them nor be too low.
+/// Operations that need most of the call's limit: the estimate must neither refuse all of them nor be too low. With 900
+/// of 1000 ms only a call that finds a permit within 100 ms can succeed, so that at twice the load some permits lie idle
+/// until one comes.
 #[test]
 fn operations_that_take_most_of_the_limit_are_neither_refused_nor_cut() {
-    for (takes, load) in [(700, 0.8), (700, 2.0), (900, 2.0), (900, 5.0)] {
+    for (takes, load, least) in [(700, 0.8, 0.95), (700, 2.0, 0.95), (900, 2.0, 0.90), (900, 5.0, 0.95)] {
         let measured = measure(even(Shape::OuterOnly, Takes::Constant(takes), load));
-        assert!(measured.goodput >= 0.95 && measured.opened == 0, "{measured}");
+        println!("{measured}");
+        assert!(measured.goodput >= least && measured.opened == 0, "{measured}");
     }
 }
 
@@ -328,7 +353,7 @@ fn after_half_a_minute_of_slowness_the_goodput_is_back_within_three_seconds() {
         let (answers, calls) = on_a_paused_clock(async {
             // Without a breaker, whose own recovery is another matter.
             let World { policy, .. } = world(
-                &Cell4 { shape: Shape::Plain, ..cell },
+                &Situation { shape: Shape::Plain, ..cell },
                 if shape == Shape::Plain { ATTEMPT_LIMIT } else { CALL_LIMIT },
             );
             let start = Instant::now();
