@@ -2,7 +2,7 @@
 //!
 //! The cfg has a name of its own because other crates in a tree react to plain `loom`.
 
-#[cfg(not(resile_loom))]
+#[cfg(not(all(test, resile_loom)))]
 mod imp {
     pub(crate) use std::sync::OnceLock;
     pub(crate) use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64};
@@ -10,7 +10,7 @@ mod imp {
     pub(crate) use parking_lot::{Mutex, MutexGuard};
 }
 
-#[cfg(resile_loom)]
+#[cfg(all(test, resile_loom))]
 mod imp {
     pub(crate) use loom::sync::MutexGuard;
     pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU8, AtomicU64};
