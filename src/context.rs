@@ -73,9 +73,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::call::{Deadline, Key, Priority};
-use crate::cancel::CancelReason;
-use crate::internal::time::Moment;
-use crate::said::{self, CancelSource, Said};
+use crate::cancel::{Cancel, CancelReason};
+use crate::internal::time::{Moment, Timer};
+use crate::said::{self, CancelSource, Said, Waits};
 
 thread_local! {
     /// Whether `CURRENT` is there: a plain flag is looked at without initialising anything.
@@ -90,6 +90,9 @@ thread_local! {
 #[must_use = "a context does nothing until something is run in it"]
 pub struct Context {
     deadline: Moment,
+    /// Cancelled once somebody has noticed that `deadline` has passed: its place in the order of ends. Belongs to the
+    /// context that set the deadline, which may be further out.
+    expiry: Option<Cancel>,
     priority: Option<Priority>,
     said: Option<Arc<Said>>,
 }
@@ -97,7 +100,7 @@ pub struct Context {
 impl Context {
     /// A context that says nothing.
     pub const fn new() -> Self {
-        Self { deadline: Moment::NEVER, priority: None, said: None }
+        Self { deadline: Moment::NEVER, expiry: None, priority: None, said: None }
     }
 
     /// When all of it must be over: a [`Duration`] counts from now. Of several the earliest counts.
@@ -179,23 +182,56 @@ impl Context {
         self.said.as_ref()?.key(name)
     }
 
-    /// Whether it was cancelled.
+    /// Whether it was cancelled, or its deadline has passed.
+    ///
+    /// Cost: reads the clock if there is a deadline.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.said.as_ref().is_some_and(|said| said.is_cancelled())
+        self.said.as_ref().is_some_and(|said| said.is_cancelled()) || self.is_over()
     }
 
-    /// Why it was cancelled; `None` if it was not.
+    /// Why it was cancelled: the reason of the first of its sources, or [`CancelReason::Deadline`] if its deadline passed
+    /// before. `None` if nothing has ended it. The first answer is the last one.
+    ///
+    /// A deadline ends it when somebody notices that it has passed: a call in it, a scope, or a question like this one.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::context::Context;
+    /// # use resile::{Cancel, CancelReason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let client = Cancel::new();
+    /// let request = Context::new().cancel(&client).deadline(Duration::from_secs(1));
+    /// tokio::time::advance(Duration::from_secs(1)).await;
+    /// assert_eq!(request.cancel_reason(), Some(CancelReason::Deadline));
+    /// client.cancel_with(CancelReason::ClientGone);
+    /// assert_eq!(request.cancel_reason(), Some(CancelReason::Deadline), "it stays the first one");
+    /// # }
+    /// ```
     #[must_use]
     pub fn cancel_reason(&self) -> Option<CancelReason> {
-        self.said.as_ref()?.cancel_reason()
+        let first = |expired: Option<crate::cancel::Record>| {
+            let said = self.said.as_ref().and_then(|said| said.first());
+            said.into_iter().chain(expired).min_by_key(|record| record.number).map(|record| record.reason)
+        };
+        let expired = || self.expiry.as_ref().and_then(Cancel::record);
+        // What was cancelled before somebody notices the deadline comes first.
+        if self.is_over() && self.said.as_ref().is_none_or(|said| !said.is_cancelled()) {
+            self.expire();
+        }
+        first(expired())
     }
 
-    /// Waits until it is cancelled, and says why. It waits forever if nothing can cancel it.
+    /// Waits until it is cancelled or its deadline passes, and says why. It waits forever if it has neither.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost if it is dropped.
+    ///
+    /// # Panics
+    ///
+    /// With a deadline, when it is polled outside of a tokio runtime with its time driver on.
     ///
     /// ```
     /// use resile::context::Context;
@@ -208,15 +244,32 @@ impl Context {
     /// assert_eq!(reason, CancelReason::ClientGone);
     /// # }
     /// ```
-    pub fn cancelled(&self) -> impl Future<Output = CancelReason> + Send + 'static {
-        let mut said = self.said.clone();
-        std::future::poll_fn(move |cx| match &mut said {
-            Some(said) => {
-                let cancelled = said::poll_cancelled(said, cx);
-                if cancelled { Poll::Ready(said.cancel_reason().unwrap_or_default()) } else { Poll::Pending }
+    pub fn cancelled(&self) -> impl Future<Output = CancelReason> + Send + Unpin + 'static {
+        let (context, mut waits) = (self.clone(), Waits::default());
+        let mut timer: Option<Pin<Box<Timer>>> = None;
+        std::future::poll_fn(move |cx| {
+            if let Some(reason) = context.cancel_reason() {
+                return Poll::Ready(reason);
             }
-            None => Poll::Pending,
+            let cancelled = context.said.as_ref().is_some_and(|said| waits.is_over(said, cx));
+            let over = cancelled
+                || context.deadline != Moment::NEVER && {
+                    let timer = timer.get_or_insert_with(|| Box::pin(Timer::idle()));
+                    timer.as_mut().poll_until(context.deadline, cx).is_ready()
+                };
+            if over { Poll::Ready(context.cancel_reason().unwrap_or_default()) } else { Poll::Pending }
         })
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline != Moment::NEVER && self.deadline <= Moment::now()
+    }
+
+    /// Notes that its deadline has passed.
+    pub(crate) fn expire(&self) {
+        if let Some(expiry) = &self.expiry {
+            expiry.cancel_with(CancelReason::Deadline);
+        }
     }
 
     pub(crate) const fn ends(&self) -> Moment {
@@ -226,7 +279,7 @@ impl Context {
     /// What it says but for what could end it.
     pub(crate) fn without_ends(&self) -> Self {
         let said = self.said.as_ref().and_then(|said| said.only_keys());
-        Self { deadline: Moment::NEVER, priority: self.priority, said }
+        Self { deadline: Moment::NEVER, expiry: None, priority: self.priority, said }
     }
 
     pub(crate) const fn said(&self) -> Option<&Arc<Said>> {
@@ -234,12 +287,33 @@ impl Context {
     }
 
     pub(crate) fn narrow(&mut self, deadline: Deadline) {
-        self.deadline = self.deadline.min(deadline.counted_now());
+        self.narrow_by(deadline, Cancel::new);
+    }
+
+    /// The same, with what is cancelled when that deadline passes.
+    pub(crate) fn narrow_by(&mut self, deadline: Deadline, expiry: impl FnOnce() -> Cancel) {
+        let deadline = deadline.counted_now();
+        if deadline < self.deadline {
+            (self.deadline, self.expiry) = (deadline, Some(expiry()));
+        }
+    }
+
+    /// The same context with one token in the place of all that may end it so far, and that token. Tokens that are not
+    /// the crate's own stay beside it.
+    pub(crate) fn gather(mut self) -> (Self, Cancel) {
+        let (mut parents, mut rest) = self.said.as_ref().map(|said| said.split_cancels()).unwrap_or_default();
+        parents.extend(self.expiry.clone());
+        let cancel = Cancel::child_of(parents.into_iter());
+        rest.watch(&cancel);
+        self.said = Some(Arc::new(rest));
+        (self, cancel)
     }
 
     /// This one inside of another.
     pub(crate) fn within(mut self, outer: &Self) -> Self {
-        self.deadline = self.deadline.min(outer.deadline);
+        if outer.deadline < self.deadline {
+            (self.deadline, self.expiry) = (outer.deadline, outer.expiry.clone());
+        }
         self.priority = self.priority.or(outer.priority);
         said::add(&mut self.said, outer.said());
         self
@@ -259,7 +333,7 @@ impl fmt::Debug for Context {
             .field("priority", &self.priority)
             .field("keys", &self.said.as_ref().map_or(&[][..], |said| said.keys()))
             .field("cancel_reason", &self.cancel_reason())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -186,7 +186,8 @@ fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) 
     let cause = match end {
         End::TimedOut(place) => Cause::TimedOut(lane.limit(steps, place)),
         End::Refused(_, refusal) => Cause::Refused(refusal),
-        End::Cancelled | End::Judged(_) => lane.call().cancelled().map_or_else(Cause::TimedOut, Cause::Cancelled),
+        End::Cancelled(reason) => Cause::Cancelled(reason),
+        End::Judged(_) => unreachable!("a judged operation has a result"),
     };
     Error::new(cause, last, lane.made(), stop).with_elapsed(lane.elapsed())
 }

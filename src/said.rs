@@ -4,25 +4,23 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Waker};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::call::Key;
-use crate::cancel::{Cancel, CancelReason};
+use crate::cancel::{self, Cancel, CancelReason, Record};
 
 /// What few calls have, kept out of the way of the many: keys, and what may cancel them.
 ///
 /// Shared while nobody adds to it, so that a call which only inherits allocates nothing.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Said {
     keys: Vec<(&'static str, Key)>,
     cancels: Vec<Source>,
-    /// The waits for `cancels`, made when something was first pending.
-    waits: Vec<Wait>,
 }
-
-type Wait = Pin<Box<WaitForCancellationFutureOwned>>;
 
 impl Said {
     pub(crate) fn keys(&self) -> &[(&'static str, Key)] {
@@ -48,12 +46,37 @@ impl Said {
 
     /// What it says but for what may cancel.
     pub(crate) fn only_keys(&self) -> Option<Arc<Self>> {
-        (!self.keys.is_empty()).then(|| Arc::new(Self { keys: self.keys.clone(), ..Self::default() }))
+        (!self.keys.is_empty()).then(|| Arc::new(Self { keys: self.keys.clone(), cancels: Vec::new() }))
     }
 
-    /// The reason of the first that is cancelled.
+    /// The tokens of the crate's own among what may cancel, and the same without them.
+    pub(crate) fn split_cancels(&self) -> (Vec<Cancel>, Self) {
+        let mut rest = self.clone();
+        let mut own = Vec::new();
+        rest.cancels.retain(|source| match source {
+            Source::Cancel(cancel) => {
+                own.push(cancel.clone());
+                false
+            }
+            Source::Token(..) => true,
+        });
+        (own, rest)
+    }
+
+    /// The first cancellation of all sources.
+    ///
+    /// A source that was looked at before it was cancelled may have been cancelled before another one that was looked at
+    /// after: so all are looked at again once one is found. What is found then is the first for good, since the next
+    /// cancellation draws a larger number.
+    pub(crate) fn first(&self) -> Option<Record> {
+        let look = || self.cancels.iter().filter_map(Source::record).min_by_key(|record| record.number);
+        look()?;
+        look()
+    }
+
+    /// The reason of the first cancellation.
     pub(crate) fn cancel_reason(&self) -> Option<CancelReason> {
-        self.cancels.iter().find_map(Source::reason)
+        self.first().map(|record| record.reason)
     }
 
     /// What was said by somebody further out: the own keys are the ones that count. What it has already is not added
@@ -69,20 +92,6 @@ impl Said {
                 self.cancels.push(source.clone());
             }
         }
-    }
-
-    fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
-        let waited = self.waits.len();
-        self.waits.extend(self.cancels[waited..].iter().map(|source| Box::pin(source.wait())));
-        // Like the timer, outside of the cooperative budget: a greedy operation can't hide a cancellation.
-        self.waits.iter_mut().any(|wait| Pin::new(&mut tokio::task::unconstrained(wait.as_mut())).poll(cx).is_ready())
-    }
-}
-
-/// Waits are not shared.
-impl Clone for Said {
-    fn clone(&self) -> Self {
-        Self { keys: self.keys.clone(), cancels: self.cancels.clone(), waits: Vec::new() }
     }
 }
 
@@ -107,12 +116,48 @@ pub(crate) fn add(said: &mut Option<Arc<Said>>, outer: Option<&Arc<Said>>) {
     }
 }
 
-/// Whether something of it is cancelled; if not, the task is woken when it is.
-pub(crate) fn poll_cancelled(said: &mut Arc<Said>, cx: &mut Context<'_>) -> bool {
-    !said.cancels.is_empty() && Arc::make_mut(said).poll_cancelled(cx)
+/// The waits for what may cancel a call, made when something was first pending.
+#[derive(Default)]
+pub(crate) struct Waits {
+    waits: Vec<Wait>,
+    /// Which every wait has.
+    waker: Option<Waker>,
+}
+
+enum Wait {
+    Cancel(cancel::Wait),
+    Token(Pin<Box<WaitForCancellationFutureOwned>>),
+}
+
+impl Waits {
+    /// Whether something is cancelled; if not, the task is woken when it is.
+    ///
+    /// Asked again with the same waker, this is a look at each source: their waits keep the waker until they are over.
+    pub(crate) fn is_over(&mut self, said: &Said, cx: &mut Context<'_>) -> bool {
+        let is_new = self.waits.len() < said.cancels.len();
+        if !is_new && self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return said.is_cancelled();
+        }
+        self.waits.extend(said.cancels[self.waits.len()..].iter().map(Source::wait));
+        self.waker = Some(cx.waker().clone());
+        // A token's wait uses the cooperative budget up; a greedy operation must not hide a cancellation.
+        self.waits.iter_mut().any(|wait| match wait {
+            Wait::Cancel(wait) => wait.is_over(cx.waker()),
+            Wait::Token(wait) => Pin::new(&mut tokio::task::unconstrained(wait.as_mut())).poll(cx).is_ready(),
+        })
+    }
+}
+
+impl fmt::Debug for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Waits").field(&self.waits.len()).finish()
+    }
 }
 
 /// Something that can cancel a call: a [`Cancel`], or tokio-util's [`CancellationToken`], which gives no reason.
+///
+/// Of several sources the one that was cancelled first gives the reason. A [`CancellationToken`] does not know when it was
+/// cancelled, so it counts from when it is noticed.
 pub trait CancelSource: sealed::Sealed {}
 
 mod sealed {
@@ -122,31 +167,52 @@ mod sealed {
 }
 
 /// Either token. Two are equal if they are handles of the same.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Source {
     Cancel(Cancel),
-    Token(CancellationToken),
+    /// With the number of its cancellation, once somebody has noticed that: the token itself has none.
+    Token(CancellationToken, Arc<AtomicU64>),
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cancel(one), Self::Cancel(other)) => one == other,
+            (Self::Token(one, _), Self::Token(other, _)) => one == other,
+            _ => false,
+        }
+    }
 }
 
 impl Source {
     fn is_cancelled(&self) -> bool {
         match self {
             Self::Cancel(cancel) => cancel.is_cancelled(),
-            Self::Token(token) => token.is_cancelled(),
+            Self::Token(token, _) => token.is_cancelled(),
         }
     }
 
-    fn reason(&self) -> Option<CancelReason> {
+    fn record(&self) -> Option<Record> {
         match self {
-            Self::Cancel(cancel) => cancel.reason(),
-            Self::Token(token) => token.is_cancelled().then_some(CancelReason::Unspecified),
+            Self::Cancel(cancel) => cancel.record(),
+            Self::Token(token, number) => token.is_cancelled().then(|| {
+                if number.load(Relaxed) == 0 {
+                    cancel::numbered(|next| {
+                        // Another thread may have noticed meanwhile; both are under the lock here.
+                        if number.load(Relaxed) == 0 {
+                            number.store(next, Relaxed);
+                        }
+                    });
+                }
+                Record { number: number.load(Relaxed), reason: CancelReason::Unspecified }
+            }),
         }
     }
 
-    fn wait(&self) -> WaitForCancellationFutureOwned {
+    fn wait(&self) -> Wait {
         match self {
-            Self::Cancel(cancel) => cancel.wait(),
-            Self::Token(token) => token.clone().cancelled_owned(),
+            Self::Cancel(cancel) => Wait::Cancel(cancel::Wait::for_(cancel.clone())),
+            Self::Token(token, _) => Wait::Token(Box::pin(token.clone().cancelled_owned())),
         }
     }
 }
@@ -163,6 +229,6 @@ impl CancelSource for CancellationToken {}
 
 impl sealed::Sealed for CancellationToken {
     fn source(&self) -> Source {
-        Source::Token(self.clone())
+        Source::Token(self.clone(), Arc::default())
     }
 }

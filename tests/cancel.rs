@@ -2,14 +2,17 @@
 
 mod support;
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use resile::{Cancel, CancelReason, ErrorKind, FutureExt, Policy};
-use support::hand::{Flag, poll_once};
+use support::hand::{Flag, catch_boom, poll_once};
 use support::ms;
+use support::script::Boom;
 use tokio_util::sync::CancellationToken;
 
 /// What a call under an empty policy is cancelled with.
@@ -281,4 +284,129 @@ proptest! {
             }
         }
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Several sources
+
+/// What a call, its listener and its cleanup are told, when `cancel` acts while the operation is pending.
+async fn told_of(sources: &[&dyn Fn() -> Cancel], cancel: impl FnOnce()) -> (Option<CancelReason>, Vec<String>) {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let told = log.clone();
+    let policy = Policy::named("p")
+        .on_early_end(move |end| told.lock().unwrap().push(format!("{:?}", end.why())))
+        .build()
+        .unwrap();
+    let cleaned = log.clone();
+    let call = sources.iter().fold(policy.call(), |call, source| call.cancel_on(&source()));
+    let call = call.cleanup(move |(), cut| {
+        cleaned.lock().unwrap().push(format!("{:?}", cut.why()));
+        async {}
+    });
+    let mut run = pin!(call.run(|| ((), pending::<Result<(), ()>>())));
+    assert!(poll_once(run.as_mut()).is_pending());
+    cancel();
+    let error = run.await.unwrap_err();
+    policy.tasks().idle().await;
+    let log = log.lock().unwrap().clone();
+    (error.cancel_reason().cloned(), log)
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_sources_the_one_that_was_cancelled_first_gives_the_reason_to_all() {
+    for b_first in [true, false] {
+        let (a, b) = (Cancel::new(), Cancel::new());
+        let (one, other) = if b_first { (b.clone(), a.clone()) } else { (a.clone(), b.clone()) };
+        let (error, log) = told_of(&[&|| a.clone(), &|| b.clone()], move || {
+            one.cancel_with("first");
+            other.cancel_with("second");
+        })
+        .await;
+        assert_eq!(error, Some("first".into()), "b first: {b_first}");
+        assert_eq!(log.len(), 2);
+        assert!(log.iter().all(|line| line.contains("first")), "{log:?}");
+    }
+}
+
+/// A listener or the operation's drop may cancel another source while the call ends.
+#[tokio::test(start_paused = true)]
+async fn a_reason_does_not_change_while_the_call_ends() {
+    struct CancelsOnDrop(Cancel);
+    impl Drop for CancelsOnDrop {
+        fn drop(&mut self) {
+            self.0.cancel_with("from the drop");
+        }
+    }
+    let (a, b) = (Cancel::new(), Cancel::new());
+    let told = Arc::new(Mutex::new(String::new()));
+    let (seen, by_listener) = (told.clone(), a.clone());
+    let policy = Policy::named("p").on_early_end(move |end| {
+        by_listener.cancel_with("from the listener");
+        *seen.lock().unwrap() = format!("{:?}", end.why());
+    });
+    let policy = policy.build().unwrap();
+    let mut run = pin!(policy.call().cancel_on(&a).cancel_on(&b).run(|| {
+        let held = CancelsOnDrop(a.clone());
+        async move {
+            let _held = held;
+            pending::<Result<(), ()>>().await
+        }
+    }));
+    assert!(poll_once(run.as_mut()).is_pending());
+    b.cancel_with("b");
+    let error = run.await.unwrap_err();
+    assert_eq!(error.cancel_reason(), Some(&"b".into()));
+    assert!(told.lock().unwrap().contains('b') && !told.lock().unwrap().contains("from"), "{told:?}");
+}
+
+/// tokio-util's token has no number of its own: it counts from when it is noticed.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_noticed_first_stays_the_first() {
+    let (token, cancel) = (CancellationToken::new(), Cancel::new());
+    let request = resile::context::Context::new().cancel(&cancel).cancel(&token);
+    token.cancel();
+    assert_eq!(request.cancel_reason(), Some(CancelReason::Unspecified));
+    cancel.cancel_with(CancelReason::Shutdown);
+    assert_eq!(request.clone().cancel_reason(), Some(CancelReason::Unspecified));
+
+    let (token, cancel) = (CancellationToken::new(), Cancel::new());
+    let policy = Policy::named("p").build().unwrap();
+    cancel.cancel_with(CancelReason::Shutdown);
+    token.cancel();
+    let call = policy.call().cancel_on(&token).cancel_on(&cancel).run(|| async { Ok::<(), ()>(()) });
+    assert_eq!(reason(call).await, Some(CancelReason::Shutdown));
+}
+
+#[test]
+fn a_waker_that_panics_cuts_nobody_off() {
+    struct Bomb;
+    impl Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            std::panic::panic_any(Boom);
+        }
+    }
+    let parent = Cancel::new();
+    let child = parent.child();
+    let bomb = Waker::from(Arc::new(Bomb));
+    let mut before = pin!(parent.cancelled());
+    assert!(before.as_mut().poll(&mut std::task::Context::from_waker(&bomb)).is_pending());
+    let (same, below) = (Flag::default(), Flag::default());
+    let (mut at_same, mut at_child) = (pin!(parent.cancelled()), pin!(child.cancelled()));
+    assert!(same.poll(at_same.as_mut()).is_pending() && below.poll(at_child.as_mut()).is_pending());
+    assert!(catch_boom(|| parent.cancel_with(CancelReason::Shutdown)).is_none());
+    assert!(same.woken() && below.woken());
+    assert_eq!(child.reason(), Some(CancelReason::Shutdown));
+}
+
+#[test]
+fn a_waiter_that_leaves_takes_its_waker_along() {
+    let cancel = Cancel::new();
+    let flag = Flag::default();
+    for _ in 0..100 {
+        let mut wait = pin!(cancel.cancelled());
+        assert!(flag.poll(wait.as_mut()).is_pending());
+        assert!(flag.poll(wait.as_mut()).is_pending());
+    }
+    cancel.cancel();
+    assert!(!flag.woken());
 }

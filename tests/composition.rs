@@ -1163,3 +1163,31 @@ async fn calls_that_compete_all_end_and_leave_nothing_behind() {
     assert!(ended.iter().filter(|ok| **ok).count() >= 160, "whoever was not dropped succeeded");
     assert_eq!((semaphore.available(), semaphore.queued(), bucket.queued(), budget.available()), (2, 0, 0, 3));
 }
+
+/// It is over, although its future still exists: a second operation would be one that nobody counts.
+#[test]
+fn a_call_that_is_polled_again_after_a_panic_makes_no_second_operation() {
+    let clock = Clock::paused();
+    let _here = clock.enter();
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    for policy in [Policy::named("bare"), Policy::named("gated").timeout(ms(100)).gate(semaphore.clone())] {
+        let policy = policy.build().unwrap();
+        for acts in [[PANIC_IN_CLOSURE, OK], [PANIC_IN_POLL, OK], [PANIC_IN_JUDGE, OK]] {
+            let bench = Bench::new();
+            let script = Script::new(&bench.journal, acts);
+            let made = AtomicU32::new(0);
+            let mut run = Box::pin(policy.classify(judge).run(|| {
+                made.fetch_add(1, Ordering::Relaxed);
+                script.make()
+            }));
+            let panic = |run: &mut _| {
+                std::panic::catch_unwind(AssertUnwindSafe(|| poll_once(std::pin::Pin::as_mut(run)))).err()
+            };
+            assert!(panic(&mut run).expect("the act").is::<Boom>());
+            let again = panic(&mut run).expect("it is over");
+            assert!(!again.is::<Boom>());
+            drop(run);
+            assert_eq!((made.load(Ordering::Relaxed), semaphore.in_use()), (1, 0));
+        }
+    }
+}

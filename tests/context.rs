@@ -422,3 +422,61 @@ async fn a_context_put_inside_of_itself_many_times_says_each_thing_once() {
     let (error, _) = tokio::join!(call, async { cancel.cancel_with(CancelReason::ClientGone) });
     assert_eq!(error.cancel_reason(), Some(&CancelReason::ClientGone));
 }
+
+// ---------------------------------------------------------------------------------------------------------------
+// Its deadline is an end like a cancellation
+
+#[tokio::test(start_paused = true)]
+async fn a_context_whose_deadline_has_passed_is_cancelled_with_that_reason() {
+    let client = Cancel::new();
+    let request = Context::new().cancel(&client).deadline(ms(10));
+    let start = Instant::now();
+    assert!(!request.is_cancelled() && request.cancel_reason().is_none());
+    assert_eq!(request.cancelled().await, CancelReason::Deadline);
+    assert_eq!(start.elapsed(), ms(10));
+    client.cancel_with(CancelReason::ClientGone);
+    assert!(request.is_cancelled());
+    assert_eq!(request.clone().cancel_reason(), Some(CancelReason::Deadline), "the first one stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_a_context_before_anybody_noticed_its_deadline_comes_first() {
+    let client = Cancel::new();
+    let request = Context::new().cancel(&client).deadline(ms(10));
+    client.cancel_with(CancelReason::ClientGone);
+    tokio::time::advance(ms(20)).await;
+    assert_eq!(request.cancel_reason(), Some(CancelReason::ClientGone));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_its_contexts_deadline_ends_fixes_the_reason_for_all() {
+    let client = Cancel::new();
+    let policy = Policy::named("p").build().unwrap();
+    let request = Context::new().cancel(&client).deadline(ms(10));
+    let error = context::scope(request.clone(), policy.run(pending::<Result<(), ()>>)).await.unwrap_err();
+    assert_eq!(error.limit(), Some(Limit::Context));
+    client.cancel_with(CancelReason::ClientGone);
+    assert_eq!(request.cancel_reason(), Some(CancelReason::Deadline));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocking_closure_sees_that_the_deadline_has_passed() {
+    let request = Context::new().deadline(ms(10));
+    let told = context::scope(request, async {
+        tokio::time::advance(ms(10)).await;
+        context::current().unwrap().cancel_reason()
+    });
+    assert_eq!(told.await, Some(CancelReason::Deadline));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inner_context_that_ends_earlier_does_not_end_the_outer_one() {
+    let outer = Context::new().deadline(ms(100));
+    let inner = context::scope(outer.clone(), async {
+        context::scope(Context::new().deadline(ms(10)), async { context::current().unwrap() }).await
+    });
+    let inner = inner.await;
+    tokio::time::advance(ms(10)).await;
+    assert_eq!(inner.cancel_reason(), Some(CancelReason::Deadline));
+    assert!(!outer.is_cancelled());
+}

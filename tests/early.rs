@@ -485,3 +485,28 @@ async fn dropped_after_any_poll_a_shielded_call_runs_to_its_end_or_never_began()
         );
     }
 }
+
+/// The answer waits in the task's handle, whose poll keeps to the cooperative budget; the caller's deadline does not.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_there_wins_over_the_deadline_although_the_budget_is_spent() {
+    let policy = Policy::named("payments").build().unwrap();
+    let pay = || async {
+        sleep(MS).await;
+        Ok::<_, &str>("paid")
+    };
+    let mut call = Box::pin(policy.call().deadline(10 * MS).shield().run(pay));
+    assert!(call.as_mut().now_or_never().is_none());
+    sleep(20 * MS).await;
+    let mut end = None;
+    std::future::poll_fn(|cx| {
+        while tokio::task::coop::has_budget_remaining() {
+            let _ = std::pin::pin!(tokio::task::consume_budget()).poll(cx);
+        }
+        if let std::task::Poll::Ready(ready) = call.as_mut().poll(cx) {
+            end = Some(ready);
+        }
+        std::task::Poll::Ready(())
+    })
+    .await;
+    assert_eq!(end.expect("it is ready").unwrap(), "paid");
+}

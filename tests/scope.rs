@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::poll_fn;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use resile::context::{self, Context};
-use resile::{Cancel, CancelReason, ChildEnd, Limit, Policy, Scope};
+use resile::{Cancel, CancelReason, ChildEnd, Error, ErrorKind, Limit, Policy, Scope, ScopeEnd};
 use support::hand::{Clock, catch_boom, poll_once};
 use support::ms;
 use support::script::Boom;
@@ -28,6 +29,7 @@ fn words(ends: &[ChildEnd<u32, &'static str>]) -> Vec<String> {
             ChildEnd::Failed(error) => format!("failed {error}"),
             ChildEnd::Panicked(panic) => format!("panicked {}", panic.message().unwrap_or_default()),
             ChildEnd::Cancelled(reason) => format!("cancelled {reason}"),
+            ChildEnd::CancelledWith(reason, error) => format!("cancelled {reason}, with {error}"),
             ChildEnd::Stuck => "stuck".to_owned(),
             _ => unreachable!(),
         })
@@ -648,4 +650,162 @@ proptest! {
         prop_assert!(most.load(Relaxed) as usize <= limit);
         prop_assert_eq!(end.into_result().unwrap(), pauses.iter().map(|pause| *pause as u32).collect::<Vec<_>>());
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Causes and effects
+
+type Called = Error<&'static str>;
+
+/// A child that does nothing but a call which only its scope can end.
+fn calls() -> impl Future<Output = Result<u32, Called>> + Send + 'static {
+    let policy = Policy::named("inner").build().unwrap();
+    async move { policy.run(pending::<Result<u32, &'static str>>).await }
+}
+
+/// All children ended as an effect of this, and nothing else is told.
+fn assert_effects(end: &ScopeEnd<u32, Called>, reason: &CancelReason) {
+    assert_eq!((end.first(), end.reason()), (None, Some(reason)), "{end:?}");
+    assert!(end.is_partial());
+    for child in end.children() {
+        let ChildEnd::CancelledWith(told, error) = child else { panic!("{child:?}") };
+        assert_eq!(told, reason);
+        if *reason == CancelReason::Deadline {
+            assert_eq!((error.kind(), error.limit()), (ErrorKind::TimedOut, Some(Limit::Context)));
+        } else {
+            assert_eq!(error.cancel_reason(), Some(reason));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_the_scopes_deadline_ends_are_no_failures() {
+    let mut scope = Scope::<u32, Called>::new().deadline(ms(50));
+    let handle = scope.cancel_handle();
+    scope.spawn(calls());
+    scope.spawn(calls());
+    let end = scope.wait().await;
+    assert_effects(&end, &CancelReason::Deadline);
+    assert_eq!(handle.reason(), Some(CancelReason::Deadline));
+    assert_eq!(end.to_string(), "2 of 2 children did not finish: a deadline passed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_end_because_the_client_left_or_the_server_stops_are_no_failures() {
+    for reason in [CancelReason::ClientGone, CancelReason::Shutdown] {
+        let source = Cancel::new();
+        context::scope(Context::new().cancel(&source), async {
+            let mut scope = Scope::<u32, Called>::new();
+            let handle = scope.cancel_handle();
+            scope.spawn(calls());
+            scope.spawn(calls());
+            sleep(ms(10)).await;
+            source.cancel_with(reason.clone());
+            // At once, and for good.
+            assert_eq!(handle.reason(), Some(reason.clone()));
+            assert!(!handle.cancel_with("too late"));
+            assert_effects(&scope.wait().await, &reason);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_before_the_end_is_the_first_and_what_follows_from_it_is_an_effect() {
+    let mut scope = Scope::<u32, Called>::new();
+    scope.spawn(calls());
+    let policy = Policy::named("fails").build().unwrap();
+    scope.spawn(async move { policy.run(|| async { Err::<u32, _>("no") }).await });
+    let end = scope.wait().await;
+    assert_eq!((end.first(), end.reason()), (Some(1), Some(&CancelReason::SiblingFailed)));
+    assert!(matches!(&end.children()[0], ChildEnd::CancelledWith(CancelReason::SiblingFailed, _)));
+    assert!(matches!(&end.children()[1], ChildEnd::Failed(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_reason_stays_when_a_second_source_is_cancelled() {
+    let (client, server) = (Cancel::new(), Cancel::new());
+    context::scope(Context::new().cancel(&client).cancel(&server), async {
+        let mut scope = Scope::<u32, Called>::new();
+        scope.spawn(calls());
+        sleep(ms(10)).await;
+        server.cancel_with(CancelReason::Shutdown);
+        client.cancel_with(CancelReason::ClientGone);
+        scope.cancel_with("too late");
+        assert_effects(&scope.wait().await, &CancelReason::Shutdown);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_that_its_deadline_cuts_is_partial_however_its_children_notice() {
+    let scope = Scope::<u32, Called>::new().keep_going().deadline(ms(50));
+    let items = scope.map(0..3, 3, |n| async move { if n < 2 { Ok(n) } else { calls().await } }).unwrap();
+    let end = items.wait().await;
+    assert!(end.is_partial());
+    assert_eq!(end.into_values(), [0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_panicking_child_would_have_made_is_missing() {
+    let mut scope = Scope::<u32, &str>::new().keep_going();
+    scope.spawn(panics(1));
+    scope.spawn(done(5, 7));
+    assert!(scope.wait().await.is_partial());
+}
+
+/// A panic that comes after the end cancels nobody, and is not what the scope failed of.
+#[tokio::test(start_paused = true)]
+async fn a_panic_after_the_end_is_not_the_first_failure() {
+    let mut scope = Scope::<u32, &str>::new().grace(ms(100));
+    scope.spawn(async {
+        context::current().unwrap().cancelled().await;
+        std::panic::panic_any(Boom)
+    });
+    tokio::task::yield_now().await;
+    scope.cancel_with(CancelReason::ClientGone);
+    let end = scope.wait().await;
+    assert_eq!((end.first(), end.reason()), (None, Some(&CancelReason::ClientGone)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_is_lost_to_a_panic_makes_the_whole_partial() {
+    let mut count = 0;
+    let items = std::iter::from_fn(move || {
+        count += 1;
+        match count {
+            1 => Some(1),
+            2 => std::panic::panic_any(Boom),
+            _ => None,
+        }
+    });
+    let mut mapped = Scope::<u32, &str>::new().map(items, 1, |n| async move { Ok(n) }).unwrap();
+    assert!(mapped.next().await.is_some());
+    assert!(catch_boom(|| poll_once(pin!(mapped.next()))).is_none());
+    assert!(mapped.next().await.is_none());
+    assert!(mapped.is_partial());
+}
+
+/// Patience does not use the cooperative budget, the join does.
+#[tokio::test(start_paused = true)]
+async fn a_child_that_has_ended_is_not_given_up_because_the_budget_is_spent() {
+    let mut scope = Scope::<u32, &str>::new().stuck_after(ms(1));
+    let handle = scope.cancel_handle();
+    scope.spawn(async move {
+        handle.cancelled().await;
+        Ok(1)
+    });
+    tokio::task::yield_now().await;
+    assert!(poll_once(pin!(scope.next())).is_pending());
+    scope.cancel_with("enough");
+    assert!(poll_once(pin!(scope.next())).is_pending(), "now its patience runs");
+    sleep(ms(5)).await;
+    let end = poll_fn(|cx| {
+        while tokio::task::coop::has_budget_remaining() {
+            let _ = pin!(tokio::task::consume_budget()).poll(cx);
+        }
+        std::task::Poll::Ready(pin!(scope.next()).poll(cx))
+    });
+    assert!(end.await.is_pending(), "it could not look");
+    assert!(matches!(scope.next().await, Some((0, ChildEnd::Done(1)))));
 }

@@ -20,7 +20,7 @@ use crate::context::{self, Context};
 use crate::error::{Cause, Error, Limit, Reason, Refusal, Stop};
 use crate::gate::{Acquire, Guard};
 use crate::internal::time::{Moment, Timer};
-use crate::said::{self, Said};
+use crate::said::{Said, Waits};
 
 /// A job on a thread of its own: a future, made by [`Blocking::run`](crate::Blocking::run),
 /// [`Compute::run`](crate::Compute::run) and their like.
@@ -65,6 +65,7 @@ pub struct Offload<T, E = Infallible> {
     context: Option<Context>,
     /// What may cancel the context, to be waited for.
     said: Option<Arc<Said>>,
+    waits: Waits,
     /// The longest wait in a pool's queue is over. A bulkhead's semaphore has a clock of its own.
     start_by: Moment,
 }
@@ -111,6 +112,7 @@ impl<T, E> Offload<T, E> {
             limit: Limit::Caller,
             context: None,
             said: None,
+            waits: Waits::default(),
             start_by: Moment::NEVER,
         }
     }
@@ -314,7 +316,7 @@ impl<T: Send + 'static, E: Send + 'static> Future for Offload<T, E> {
                 Stage::Over => panic!("polled after it was ready"),
             }
             if let Some(said) = this.said {
-                if said::poll_cancelled(said, cx) {
+                if this.waits.is_over(said, cx) {
                     let reason = said.cancel_reason().unwrap_or_default();
                     let begun = self.leave();
                     return Poll::Ready(Err(Self::cancelled(reason, begun)));

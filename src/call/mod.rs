@@ -18,7 +18,7 @@ use crate::context;
 use crate::error::Limit;
 use crate::internal::seldom::Seldom;
 use crate::internal::time::{Moment, nanos};
-use crate::said::{self, Said};
+use crate::said::{self, Said, Waits};
 
 pub use crate::said::CancelSource;
 pub use attempt::Attempt;
@@ -65,6 +65,8 @@ pub struct Call {
     spare: u64,
     /// Shared with the policy or the context that said it, until something is to be added.
     said: Seldom<Arc<Said>>,
+    /// The waits for what may cancel it, once something was pending.
+    waits: Seldom<Box<Waits>>,
     attempt: u32,
     cost: u32,
     priority: Option<Priority>,
@@ -91,6 +93,7 @@ impl Call {
             within: u64::MAX,
             spare: 0,
             said: Seldom::NONE,
+            waits: Seldom::NONE,
             attempt: 1,
             cost: 1,
             priority: None,
@@ -279,20 +282,28 @@ impl Call {
     /// Whether the caller has cancelled; if not, the task is woken when it does.
     #[inline]
     pub(crate) fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
-        match &mut *self.said {
+        match &*self.said {
             None => false,
-            Some(said) => said::poll_cancelled(said, cx),
+            Some(said) => self.waits.get_or_insert_default().is_over(said, cx),
         }
     }
 
-    /// The reason for which it was cancelled, or the limit if that is what it comes to.
-    pub(crate) fn cancelled(&self) -> Result<CancelReason, Limit> {
+    /// Why it was cancelled, by the first of its sources; `None` if by a deadline that it inherits and that has passed.
+    /// A scope cancels its children at their deadline: whichever of the two they notice first, it is one.
+    pub(crate) fn cancel_reason(&self) -> Option<CancelReason> {
         let reason = self.said.as_ref().and_then(|said| said.cancel_reason()).unwrap_or_default();
-        // A scope cancels its children at the deadline that they inherit from it: whichever they notice first, it is one.
-        if reason == CancelReason::Deadline && self.origin == Origin::Context && self.deadline <= Moment::now() {
-            return Err(Limit::Context);
+        (reason != CancelReason::Deadline || self.read_clock() < self.deadline).then_some(reason)
+    }
+
+    /// Tells the context that the deadline which it gave has passed, so that all its users name the same end.
+    pub(crate) fn note_end(&self) {
+        if self.origin == Origin::Context {
+            context::with(|context| {
+                if context.ends() == self.deadline {
+                    context.expire();
+                }
+            });
         }
-        Ok(reason)
     }
 
     pub(crate) fn set_key(&mut self, name: &'static str, value: Key) {

@@ -25,11 +25,14 @@
 //! # How it decides
 //!
 //! The first reason wins, and no later one changes anything. Cancelling marks the token and everything below it with that
-//! reason, and only then wakes who waits: whoever is woken finds all of it cancelled. A child that was cancelled before
-//! its parent keeps its own reason, and so do its children; a child never cancels its parent.
+//! reason in one step, and only then wakes the waiters: a waiter that is woken finds all of it cancelled. A child that was
+//! cancelled before its parent keeps its own reason, and so do its children; a child never cancels its parent.
 //!
-//! What a token was for being finished does not matter to it: cancelling then is recorded, and nobody listens. A call
-//! that is ready in the same poll in which it is cancelled succeeds all the same.
+//! Every cancellation in the process has a number. Where several tokens can end something (the request's, the scope's,
+//! the policy's, the call's), the one with the smallest number is the reason, whoever asks and whenever.
+//!
+//! A token may be cancelled after its work is done: the cancellation is recorded and changes nothing. A call that is ready
+//! in the same poll in which it is cancelled succeeds all the same.
 //!
 //! # Cancellation
 //!
@@ -37,9 +40,10 @@
 //!
 //! # Cost
 //!
-//! [`is_cancelled`](Cancel::is_cancelled) is one atomic load, however many parents there are. A new token is two
-//! allocations, and a child takes its parent's mutex when it is made and when it is dropped. A parent remembers at most
-//! as many dropped children as it has living ones.
+//! [`is_cancelled`](Cancel::is_cancelled) is one atomic load, however many parents there are. A new token is one
+//! allocation, and a child takes its parent's mutex when it is made and when it is dropped. A parent remembers at most
+//! as many dropped children as it has living ones. Cancellations follow one another: each holds one lock of the process
+//! while it marks what is below the token.
 //!
 //! # Not for
 //!
@@ -48,16 +52,19 @@
 #[cfg(all(test, resile_loom))]
 mod loom;
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 
-use pin_project::pin_project;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use smallvec::SmallVec;
+use tokio_util::sync::CancellationToken;
 
+use crate::internal::slab::Slab;
 use crate::internal::sync::{Mutex, OnceLock};
 
 /// A token that is cancelled once, with a reason; see the [module](self).
@@ -66,24 +73,48 @@ use crate::internal::sync::{Mutex, OnceLock};
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<Node>);
 
-/// 1. `reason` is set before anything else happens, so whoever sees any other sign of a cancellation can read it.
-/// 2. No child is added once `reason` is set: both are looked at under the lock of `children`.
-/// 3. One lock is held at a time, and nothing of the user's runs under it.
+/// 1. A node's `end` is set once, with the lock of [`numbered`] held: all that a cancellation marks is marked before the
+///    next one draws its number.
+/// 2. No child and no waiter is added once `end` is set: both are looked at under the node's lock, which the canceller
+///    takes after it has set `end`.
+/// 3. The order of locks is: numbers, then one node. Nothing of the user's runs under either, and no node is dropped.
 #[derive(Default)]
 struct Node {
-    reason: OnceLock<CancelReason>,
-    /// Where waiters stand.
-    token: CancellationToken,
-    /// Kept alive by its children: it is what leads to them from further up.
-    parent: Option<Arc<Node>>,
-    children: Mutex<Children>,
+    end: OnceLock<Record>,
+    /// Kept alive by their children: they are what leads to them from further up.
+    parents: SmallVec<[Arc<Node>; 1]>,
+    links: Mutex<Links>,
+    /// The same for code that takes a tokio-util token; made when one is asked for.
+    token: std::sync::OnceLock<CancellationToken>,
+}
+
+/// A cancellation.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    /// Its place in the order of all cancellations of the process.
+    pub(crate) number: u64,
+    pub(crate) reason: CancelReason,
 }
 
 #[derive(Default)]
-struct Children {
-    list: Vec<Weak<Node>>,
+struct Links {
+    children: Vec<Weak<Node>>,
     /// About how many of them are gone.
     gone: usize,
+    waiters: Slab<Waker>,
+}
+
+/// Draws the next number, and holds its lock while something is done by it.
+pub(crate) fn numbered<R>(act: impl FnOnce(u64) -> R) -> R {
+    #[cfg(not(all(test, resile_loom)))]
+    static NUMBERS: Mutex<u64> = Mutex::new(0);
+    #[cfg(all(test, resile_loom))]
+    ::loom::lazy_static! {
+        static ref NUMBERS: Mutex<u64> = Mutex::new(0);
+    }
+    let mut last = NUMBERS.lock();
+    *last += 1;
+    act(*last)
 }
 
 /// Why something was cancelled.
@@ -167,18 +198,22 @@ impl Cancel {
     /// ```
     #[must_use]
     pub fn child(&self) -> Self {
-        let mut child = Node::default();
-        child.parent = Some(self.0.clone());
-        let child = Arc::new(child);
-        let mut children = self.0.children.lock();
-        match self.0.reason.get() {
-            None => children.list.push(Arc::downgrade(&child)),
-            Some(reason) => {
-                drop(children);
-                child.mark(reason);
-                child.token.cancel();
+        let child = Node::below(SmallVec::from_buf([self.0.clone()]));
+        self.0.adopt(&child);
+        Self(child)
+    }
+
+    /// A child of several tokens: of those that are cancelled already, the first one gives the reason.
+    pub(crate) fn child_of(parents: impl Iterator<Item = Self>) -> Self {
+        let child = Node::below(parents.map(|parent| parent.0).collect());
+        // No cancellation comes in between, so what is found here is the first.
+        numbered(|_| {
+            let first = child.parents.iter().filter_map(|parent| parent.end.get()).min_by_key(|end| end.number);
+            match first {
+                Some(first) => child.mark(first),
+                None => child.parents.iter().for_each(|parent| parent.adopt(&child)),
             }
-        }
+        });
         Self(child)
     }
 
@@ -208,22 +243,32 @@ impl Cancel {
     /// assert_eq!(cancel.reason(), Some(CancelReason::ClientGone));
     /// ```
     pub fn cancel_with(&self, reason: impl Into<CancelReason>) -> bool {
-        let first = self.0.reason.set(reason.into()).is_ok();
-        self.0.clone().spread();
-        first
+        let reason = reason.into();
+        let marked = numbered(|number| {
+            let first = self.0.end.get().is_none();
+            first.then(|| mark_all(&self.0, &Record { number, reason }))
+        });
+        let Some(marked) = marked else { return false };
+        marked.wake();
+        true
     }
 
     /// Why it was cancelled; `None` if it was not.
     #[must_use]
     pub fn reason(&self) -> Option<CancelReason> {
-        self.0.reason.get().cloned()
+        self.0.end.get().map(|end| end.reason.clone())
+    }
+
+    /// The cancellation; `None` if there was none.
+    pub(crate) fn record(&self) -> Option<Record> {
+        self.0.end.get().cloned()
     }
 
     /// Whether it was cancelled. Cost: one atomic load.
     #[must_use]
     #[inline]
     pub fn is_cancelled(&self) -> bool {
-        self.0.reason.get().is_some()
+        self.0.end.get().is_some()
     }
 
     /// Waits until it is cancelled, and says why.
@@ -243,7 +288,7 @@ impl Cancel {
     /// # }
     /// ```
     pub fn cancelled(&self) -> Cancelled {
-        Cancelled { cancel: self.clone(), wait: None }
+        Cancelled(Wait::for_(self.clone()))
     }
 
     /// A tokio-util token that is cancelled when this one is, for code that takes one. Cancelling the returned token
@@ -259,52 +304,44 @@ impl Cancel {
     /// ```
     #[must_use]
     pub fn token(&self) -> CancellationToken {
-        self.0.token.child_token()
-    }
-
-    /// The wait alone, without a reason in the end.
-    pub(crate) fn wait(&self) -> WaitForCancellationFutureOwned {
-        self.0.token.clone().cancelled_owned()
+        let token = self.0.token.get_or_init(CancellationToken::new);
+        // A canceller that found no token has set the end before it looked.
+        if self.is_cancelled() {
+            token.cancel();
+        }
+        token.child_token()
     }
 }
 
 impl Node {
-    /// Gives it a reason, if it has none.
-    fn mark(&self, reason: &CancelReason) {
-        // An error says that it has one, which is as good.
-        let _ = self.reason.set(reason.clone());
+    fn below(parents: SmallVec<[Arc<Self>; 1]>) -> Arc<Self> {
+        let mut node = Self::default();
+        node.parents = parents;
+        Arc::new(node)
     }
 
-    /// Marks everything below, then wakes all waiters.
-    fn spread(self: Arc<Self>) {
-        let mut nodes = vec![self];
-        let mut next = 0;
-        while let Some(node) = nodes.get(next) {
-            let children: Vec<Arc<Self>> = node.children.lock().list.iter().filter_map(Weak::upgrade).collect();
-            if let Some(reason) = node.reason.get() {
-                for child in &children {
-                    child.mark(reason);
-                }
-            }
-            nodes.extend(children);
-            next += 1;
-        }
-        // Not before all are marked: whoever comes by meanwhile goes the same way, and is not to find it cut short.
-        for node in &nodes {
-            *node.children.lock() = Children::default();
-        }
-        for node in nodes {
-            node.token.cancel();
+    /// Marks it by a cancellation, its own or one further up, unless it was cancelled before.
+    fn mark(&self, record: &Record) {
+        // An error says that it was, which is as good.
+        let _ = self.end.set(record.clone());
+    }
+
+    /// Takes in a child that nobody else knows yet.
+    fn adopt(&self, child: &Arc<Self>) {
+        let mut links = self.links.lock();
+        match self.end.get() {
+            None => links.children.push(Arc::downgrade(child)),
+            Some(record) => child.mark(record),
         }
     }
 
     /// One child fewer. The list is swept when half of it is gone, so that each costs the same in the long run.
     fn child_gone(&self) {
-        let Children { list, gone } = &mut *self.children.lock();
+        let Links { children, gone, .. } = &mut *self.links.lock();
         *gone += 1;
-        if *gone * 2 > list.len() {
-            list.retain(|child| child.strong_count() > 0);
-            list.shrink_to(list.len() * 2);
+        if *gone * 2 > children.len() {
+            children.retain(|child| child.strong_count() > 0);
+            children.shrink_to(children.len() * 2);
             *gone = 0;
         }
     }
@@ -312,11 +349,65 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // A loop, since a long line of parents would be a deep recursion.
-        let mut above = self.parent.take();
-        while let Some(parent) = above {
+        // A list of its own, since a long line of parents would be a deep recursion.
+        let mut above = std::mem::take(&mut self.parents);
+        while let Some(parent) = above.pop() {
             parent.child_gone();
-            above = Arc::into_inner(parent).and_then(|mut parent| parent.parent.take());
+            if let Some(mut parent) = Arc::into_inner(parent) {
+                above.append(&mut parent.parents);
+            }
+        }
+    }
+}
+
+/// What a cancellation has marked, to be woken when no lock is held.
+struct Marked {
+    nodes: Vec<Arc<Node>>,
+    waiters: Vec<Waker>,
+}
+
+/// Marks a node and all that is below it. Called with the lock of the numbers held.
+fn mark_all(node: &Arc<Node>, record: &Record) -> Marked {
+    node.mark(record);
+    let mut marked = Marked { nodes: vec![node.clone()], waiters: Vec::new() };
+    let mut next = 0;
+    while let Some(node) = marked.nodes.get(next) {
+        let Links { children, mut waiters, .. } = std::mem::take(&mut *node.links.lock());
+        marked.waiters.extend(waiters.drain());
+        for child in children {
+            // What was cancelled before has marked what is below it.
+            if let Some(child) = child.upgrade() {
+                // Dropped after the locks are released, in case this is its last handle.
+                child.mark(record);
+                marked.nodes.push(child);
+            }
+        }
+        next += 1;
+    }
+    marked
+}
+
+impl Marked {
+    /// Wakes all. A waker is user code and may panic: the others are woken all the same, and the first panic goes on.
+    fn wake(self) {
+        let mut panic: Option<Box<dyn Any + Send>> = None;
+        let mut run = |code: &mut dyn FnMut()| {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(code)) {
+                panic.get_or_insert(payload);
+            }
+        };
+        for waker in self.waiters {
+            let mut waker = Some(waker);
+            run(&mut || waker.take().into_iter().for_each(Waker::wake));
+        }
+        for token in self.nodes.iter().filter_map(|node| node.token.get()) {
+            run(&mut || token.cancel());
+        }
+        if let Some(payload) = panic {
+            // A second panic while one unwinds would abort.
+            if !std::thread::panicking() {
+                resume_unwind(payload);
+            }
         }
     }
 }
@@ -332,40 +423,69 @@ impl Eq for Cancel {}
 
 impl fmt::Debug for Cancel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cancel").field("reason", &self.0.reason.get()).finish()
+        f.debug_struct("Cancel").field("reason", &self.reason()).finish()
     }
 }
 
 /// Waits for a cancellation; from [`Cancel::cancelled`].
-#[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub struct Cancelled {
-    cancel: Cancel,
-    /// Made when there is something to wait for.
-    #[pin]
-    wait: Option<WaitForCancellationFutureOwned>,
-}
+pub struct Cancelled(Wait);
 
 impl Future for Cancelled {
     type Output = CancelReason;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CancelReason> {
-        let mut this = self.project();
-        loop {
-            if let Some(reason) = this.cancel.reason() {
-                return Poll::Ready(reason);
-            }
-            match this.wait.as_mut().as_pin_mut() {
-                None => this.wait.set(Some(this.cancel.wait())),
-                Some(wait) => ready!(wait.poll(cx)),
-            }
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CancelReason> {
+        if self.0.is_over(cx.waker()) { Poll::Ready(self.0.cancel.reason().unwrap_or_default()) } else { Poll::Pending }
+    }
+}
+
+/// A place among a token's waiters.
+pub(crate) struct Wait {
+    cancel: Cancel,
+    /// The place, once there is one.
+    place: Option<(u32, u32)>,
+}
+
+impl Wait {
+    pub(crate) const fn for_(cancel: Cancel) -> Self {
+        Self { cancel, place: None }
+    }
+
+    /// Whether the token was cancelled. If not, this waker is woken when it is.
+    pub(crate) fn is_over(&mut self, waker: &Waker) -> bool {
+        if self.cancel.is_cancelled() {
+            return true;
         }
+        let node = &self.cancel.0;
+        // A waker is user code: cloned before the lock is taken, dropped after it is released.
+        let mut spare = Some(waker.clone());
+        let mut links = node.links.lock();
+        if node.end.get().is_some() {
+            return true;
+        }
+        match self.place.and_then(|(place, turn)| links.waiters.at(place, turn)) {
+            Some(there) => spare = spare.map(|waker| std::mem::replace(there, waker)),
+            None => self.place = spare.take().map(|waker| links.waiters.insert(waker)),
+        }
+        drop(links);
+        drop(spare);
+        false
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let Some((place, turn)) = self.place else { return };
+        let mut links = self.cancel.0.links.lock();
+        let waker = links.waiters.at(place, turn).is_some().then(|| links.waiters.remove(place)).flatten();
+        drop(links);
+        drop(waker);
     }
 }
 
 impl fmt::Debug for Cancelled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cancelled").field("cancel", &self.cancel).finish_non_exhaustive()
+        f.debug_struct("Cancelled").field("cancel", &self.0.cancel).finish_non_exhaustive()
     }
 }
 
@@ -377,7 +497,7 @@ mod tests {
     fn a_parent_remembers_no_more_dropped_children_than_living_ones() {
         let parent = Cancel::new();
         let mut living = Vec::new();
-        let remembered = || parent.0.children.lock().list.len();
+        let remembered = || parent.0.links.lock().children.len();
         for round in 0..1_000 {
             let child = parent.child();
             if round % 10 == 0 {
@@ -388,6 +508,6 @@ mod tests {
         while living.pop().is_some() {
             assert!(remembered() <= 2 * living.len(), "{} of {}", remembered(), living.len());
         }
-        assert!(parent.0.children.lock().list.capacity() <= 4);
+        assert!(parent.0.links.lock().children.capacity() <= 4);
     }
 }

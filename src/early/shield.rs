@@ -236,7 +236,8 @@ where
             *this.task = Some(this.tasks.spawn(context::run_in(lasting, run)));
         }
         let Some(task) = this.task else { panic!("polled again after it was ready") };
-        Poll::Ready(match ready!(Pin::new(task).poll(cx)) {
+        // Outside of the cooperative budget, like the timer: an answer that is there must win over it.
+        Poll::Ready(match ready!(Pin::new(&mut tokio::task::unconstrained(task)).poll(cx)) {
             Ok(result) => result,
             Err(end) => match end.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),

@@ -64,6 +64,11 @@ impl<T> Slab<T> {
         self.place(place).filter(|place| place.turn == turn)?.content.as_mut()
     }
 
+    /// Takes everything out. The places are gone, so an old number finds nothing.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
+        std::mem::take(self).pieces.into_iter().flatten().filter_map(|place| place.content)
+    }
+
     pub(crate) fn remove(&mut self, place: u32) -> Option<T> {
         let free = self.free;
         let entry = self.place(place)?;

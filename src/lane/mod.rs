@@ -16,6 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::call::Call;
+use crate::cancel::CancelReason;
 use crate::context;
 use crate::error::{Refusal, Stop};
 use crate::gate::{Needs, Pass};
@@ -57,7 +58,8 @@ pub(crate) enum End {
     TimedOut(Option<usize>),
     /// The gate at this place said no.
     Refused(usize, Refusal),
-    Cancelled,
+    /// For the reason that was the first when it was noticed.
+    Cancelled(CancelReason),
 }
 
 impl End {
@@ -66,7 +68,7 @@ impl End {
     fn is_final(&self) -> bool {
         match self {
             Self::Judged(verdict) => !verdict.is_retryable(),
-            Self::TimedOut(None) | Self::Cancelled => true,
+            Self::TimedOut(None) | Self::Cancelled(_) => true,
             Self::TimedOut(Some(_)) | Self::Refused(..) => false,
         }
     }
@@ -90,6 +92,7 @@ enum Woken {
 
 /// Everything about a call but the operation itself.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one fact, and a byte is cheaper to set than a bit")]
 pub(crate) struct Lane {
     call: Call,
     frames: Frames,

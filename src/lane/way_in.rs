@@ -163,7 +163,7 @@ impl Lane {
         let ends = self.call.ends();
         let (latest, place) = self.latest_start(steps);
         if ends < now {
-            Some(End::TimedOut(self.fired(steps)))
+            Some(self.timed_out(steps))
         } else if now > latest {
             Some(End::Refused(place, Refusal::new("retry", Reason::TooLate)))
         } else if (self.waited || outline.least.fixed() > 0) && !outline.least.leaves_room(now, ends) {
@@ -231,7 +231,7 @@ impl Lane {
                 Phase::Entering => {
                     // No attempt begins after the caller has cancelled.
                     if self.call.is_cancelled() {
-                        return Poll::Ready(Err(End::Cancelled));
+                        return Poll::Ready(Err(self.cancelled(steps)));
                     }
                     if let Err(refusal) = self.walk_in(steps, outline) {
                         return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
@@ -240,8 +240,8 @@ impl Lane {
                         if let Err(end) = self.check_time(steps, outline) {
                             return Poll::Ready(Err(end));
                         }
-                        let timed = self.needs >= Needs::Now || self.call.ends() != Moment::NEVER;
-                        self.arrive(steps, if timed { self.call.now() } else { Moment::NEVER });
+                        let reads = self.needs >= Needs::Now || self.call.ends() != Moment::NEVER;
+                        self.arrive(steps, if reads { self.call.now() } else { Moment::NEVER });
                     }
                 }
                 Phase::Queued => {
@@ -251,8 +251,8 @@ impl Lane {
                 }
                 Phase::Backoff => match ready!(self.poll_pause(timer.as_mut(), self.until, cx)) {
                     Woken::Due => self.phase = Phase::Again,
-                    Woken::Deadline => return Poll::Ready(Err(End::TimedOut(self.fired(steps)))),
-                    Woken::Cancelled => return Poll::Ready(Err(End::Cancelled)),
+                    Woken::Deadline => return Poll::Ready(Err(self.timed_out(steps))),
+                    Woken::Cancelled => return Poll::Ready(Err(self.cancelled(steps))),
                 },
                 Phase::Again => {
                     self.phase = Phase::Entering;
@@ -265,6 +265,25 @@ impl Lane {
                     panic!("polled again after it was ready")
                 }
             }
+        }
+    }
+
+    /// What the call ends in whose earliest deadline has passed.
+    #[cold]
+    fn timed_out(&mut self, steps: &[Step]) -> End {
+        let place = self.fired(steps);
+        if place.is_none() {
+            self.call.note_end();
+        }
+        End::TimedOut(place)
+    }
+
+    /// What the call ends in that was cancelled. The reason is asked for once, here: error, report and cleanup tell it.
+    #[cold]
+    fn cancelled(&mut self, steps: &[Step]) -> End {
+        match self.call.cancel_reason() {
+            Some(reason) => End::Cancelled(reason),
+            None => self.timed_out(steps),
         }
     }
 
@@ -312,8 +331,8 @@ impl Lane {
                         Some(end) => end,
                         None => return Poll::Ready(Ok(())),
                     },
-                    Woken::Deadline => End::TimedOut(self.fired(steps)),
-                    Woken::Cancelled => End::Cancelled,
+                    Woken::Deadline => self.timed_out(steps),
+                    Woken::Cancelled => self.cancelled(steps),
                 };
                 self.phase = Phase::Left;
                 self.leave_queue(steps);
@@ -345,8 +364,8 @@ impl Lane {
     #[inline]
     pub(crate) fn poll_interrupt(&mut self, steps: &[Step], timer: Pin<&mut Timer>, cx: &mut Context<'_>) -> Poll<End> {
         Poll::Ready(match ready!(self.poll_pause(timer, Moment::NEVER, cx)) {
-            Woken::Cancelled => End::Cancelled,
-            _ => End::TimedOut(self.fired(steps)),
+            Woken::Cancelled => self.cancelled(steps),
+            _ => self.timed_out(steps),
         })
     }
 }

@@ -101,7 +101,7 @@ impl Lane {
         match end {
             End::Judged(_) | End::Refused(..) => None,
             End::TimedOut(place) => Some(Why::TimedOut(self.limit(steps, *place))),
-            End::Cancelled => Some(self.call.cancelled().map_or_else(Why::TimedOut, Why::Cancelled)),
+            End::Cancelled(reason) => Some(Why::Cancelled(reason.clone())),
         }
     }
 
@@ -232,7 +232,7 @@ impl Lane {
             Err(stop) => {
                 self.depth -= 1;
                 retry.leave(settled);
-                *outcome = self.outside(*outcome, settled, matches!(end, End::TimedOut(None) | End::Cancelled));
+                *outcome = self.outside(*outcome, settled, matches!(end, End::TimedOut(None) | End::Cancelled(_)));
                 Err(stop)
             }
         }
@@ -258,7 +258,7 @@ impl Lane {
         match end {
             End::Judged(verdict) => Outcome::Judged(*verdict, self.times()),
             End::TimedOut(Some(_)) => Outcome::Judged(Verdict::Transient(None), self.times()),
-            End::TimedOut(None) | End::Cancelled => Outcome::Abandoned(self.times()),
+            End::TimedOut(None) | End::Cancelled(_) => Outcome::Abandoned(self.times()),
             End::Refused(..) => Outcome::NotStarted,
         }
     }

@@ -12,7 +12,6 @@ use tokio::task::unconstrained;
 use super::ChildEnd;
 use crate::cancel::{Cancel, CancelReason};
 use crate::context::{self, Context, Scoped};
-use crate::internal::time::Moment;
 
 pub(super) type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
 
@@ -30,25 +29,16 @@ pub(super) struct Link {
 impl Link {
     /// Why no child is to be started any more, if so.
     pub(super) fn closed(&self) -> Option<CancelReason> {
-        let ends = self.context.ends();
-        if ends != Moment::NEVER && ends <= Moment::now() {
-            self.cancel.cancel_with(CancelReason::Deadline);
-        }
-        self.context.cancel_reason()
+        let reason = self.context.cancel_reason()?;
+        // For those who have the scope's handle: the deadline, and tokens that are not the crate's own, are not above it.
+        self.cancel.cancel_with(reason.clone());
+        Some(reason)
     }
 
     /// Waits until the scope is cancelled, by whomever.
     async fn closing(&self) -> CancelReason {
-        if let Some(reason) = self.closed() {
-            return reason;
-        }
-        let cancelled = self.context.cancelled();
-        let Some(deadline) = self.context.get_deadline() else { return cancelled.await };
-        if let Ok(reason) = tokio::time::timeout_at(deadline, cancelled).await {
-            return reason;
-        }
-        self.cancel.cancel_with(CancelReason::Deadline);
-        self.context.cancel_reason().unwrap_or(CancelReason::Deadline)
+        let reason = self.context.cancelled().await;
+        self.closed().unwrap_or(reason)
     }
 
     /// Waits until children are to be dropped. Outside of the cooperative budget, so that a greedy child can't put it off.
@@ -70,12 +60,18 @@ impl Link {
         }))
     }
 
-    fn failed(&self, index: usize) {
-        // Only the first is noted.
-        let _ = self.first_failed.set(index);
-        if !self.keep_going {
-            self.cancel.cancel_with(CancelReason::SiblingFailed);
+    /// A child has failed. If the scope was over before, that is an effect of its end: the reason is returned, and nothing
+    /// is noted.
+    fn failed(&self, index: usize) -> Option<CancelReason> {
+        let over = self.closed();
+        let is_cause = over.is_none() && (self.keep_going || self.cancel.cancel_with(CancelReason::SiblingFailed));
+        if is_cause {
+            // Where the scope keeps going, only the first is noted.
+            let _ = self.first_failed.set(index);
+            return None;
         }
+        // Another child failed in this very moment, or something else ended the scope.
+        over.or_else(|| self.closed())
     }
 }
 
@@ -120,10 +116,10 @@ where
         }
         match this.future.poll(cx) {
             Poll::Ready(Ok(value)) => Poll::Ready(ChildEnd::Done(value)),
-            Poll::Ready(Err(error)) => {
-                link.failed(*index);
-                Poll::Ready(ChildEnd::Failed(error))
-            }
+            Poll::Ready(Err(error)) => Poll::Ready(match link.failed(*index) {
+                None => ChildEnd::Failed(error),
+                Some(reason) => ChildEnd::CancelledWith(reason, error),
+            }),
             Poll::Pending => this.cut.get_or_insert_with(|| link.cut()).as_mut().poll(cx).map(ChildEnd::Cancelled),
         }
     }

@@ -19,6 +19,8 @@ pub enum ChildEnd<T, E> {
     Panicked(ChildPanic),
     /// It was dropped before its end, or never polled.
     Cancelled(CancelReason),
+    /// It failed after the scope, or something around it, was cancelled: the error is an effect of that.
+    CancelledWith(CancelReason, E),
     /// It was to be dropped, but never came to an await, and was left behind.
     Stuck,
 }
@@ -42,19 +44,24 @@ impl<T, E> ChildEnd<T, E> {
         }
     }
 
-    /// The error, if it failed.
+    /// The error, if it failed, by itself or as an effect of a cancellation.
     #[must_use]
     pub fn error(&self) -> Option<&E> {
         match self {
-            Self::Failed(error) => Some(error),
+            Self::Failed(error) | Self::CancelledWith(_, error) => Some(error),
             _ => None,
         }
     }
 
-    /// Whether it did not run to its end.
+    /// Whether it was cut short: cancelled, also with an error as the effect, or stuck.
     #[must_use]
     pub const fn is_cut(&self) -> bool {
-        matches!(self, Self::Cancelled(_) | Self::Stuck)
+        matches!(self, Self::Cancelled(_) | Self::CancelledWith(..) | Self::Stuck)
+    }
+
+    /// Whether its result is missing: it was cut short or panicked. A child that failed by itself has a result.
+    pub(super) const fn is_missing(&self) -> bool {
+        self.is_cut() || matches!(self, Self::Panicked(_))
     }
 }
 
@@ -66,6 +73,7 @@ impl<T, E: fmt::Debug> fmt::Debug for ChildEnd<T, E> {
             Self::Failed(error) => f.debug_tuple("Failed").field(error).finish(),
             Self::Panicked(panic) => f.debug_tuple("Panicked").field(&panic.message()).finish(),
             Self::Cancelled(reason) => f.debug_tuple("Cancelled").field(reason).finish(),
+            Self::CancelledWith(reason, error) => f.debug_tuple("CancelledWith").field(reason).field(error).finish(),
             Self::Stuck => f.write_str("Stuck"),
         }
     }
@@ -158,13 +166,15 @@ impl<T, E> ScopeEnd<T, E> {
         self.children
     }
 
-    /// What was made, in the order in which it was asked for.
+    /// What was made, in the order in which it was asked for. If the whole [is partial](Self::is_partial), this is a part;
+    /// [`into_result`](Self::into_result) has all values or none.
     #[must_use]
     pub fn into_values(self) -> Vec<T> {
         self.children.into_iter().filter_map(ChildEnd::into_value).collect()
     }
 
-    /// Which child was the first to fail or to panic.
+    /// Which child was the first to fail or to panic by itself, and so ended the scope unless that keeps going. An error
+    /// that is only the effect of a cancellation does not count.
     ///
     /// A panic counts as well, but has no error:
     ///
@@ -196,7 +206,8 @@ impl<T, E> ScopeEnd<T, E> {
         self.reason.as_ref()
     }
 
-    /// Whether some of it was not run to its end: children were cancelled, or not even started.
+    /// Whether something is missing: children were cancelled, failed as an effect of that, panicked, or were never started.
+    /// A child that failed by itself has run to its end.
     ///
     /// ```
     /// # use resile::Scope;
@@ -214,7 +225,7 @@ impl<T, E> ScopeEnd<T, E> {
     /// ```
     #[must_use]
     pub fn is_partial(&self) -> bool {
-        self.cut || self.children.iter().any(ChildEnd::is_cut)
+        self.cut || self.children.iter().any(ChildEnd::is_missing)
     }
 
     /// All values, if all children are done.

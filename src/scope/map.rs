@@ -49,7 +49,7 @@ pub struct Mapped<T, E, I, M> {
     limit: usize,
     /// There are no more items.
     exhausted: bool,
-    /// A child was not run to its end.
+    /// Something is missing: a child's result, or an item.
     cut: bool,
 }
 
@@ -57,8 +57,8 @@ pub struct Mapped<T, E, I, M> {
 impl<T, E, I, M> Unpin for Mapped<T, E, I, M> {}
 
 impl<T, E, I, M> Mapped<T, E, I, M> {
-    /// Whether some of it was not run to its end: a child that has been reported was cut short, or items are left. It is
-    /// final once the stream has ended.
+    /// Whether something is missing: a child that has been reported was cut short or panicked, items are left, or one was
+    /// lost to a panic. It is final once the stream has ended.
     pub const fn is_partial(&self) -> bool {
         self.cut || !self.exhausted
     }
@@ -135,14 +135,17 @@ where
 
     fn poll_ended(&mut self, cx: &mut Task<'_>) -> Poll<Option<(usize, ChildEnd<T, E>)>> {
         while !self.exhausted && self.scope.len() < self.limit && self.scope.link.closed().is_none() {
+            // Stays so if the iterator or the closure panics: an item is lost then.
+            let cut = std::mem::replace(&mut self.cut, true);
             match self.items.next() {
                 Some(item) => self.scope.spawn((self.child)(item)),
                 None => self.exhausted = true,
             }
+            self.cut = cut;
         }
         let ended = self.scope.poll_ended(cx);
         if let Poll::Ready(Some((_, end))) = &ended {
-            self.cut |= end.is_cut();
+            self.cut |= end.is_missing();
         }
         ended
     }

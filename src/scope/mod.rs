@@ -58,6 +58,7 @@
 //! | what happens | what comes of it |
 //! | --- | --- |
 //! | a child fails or panics | the others are cancelled with [`SiblingFailed`](CancelReason::SiblingFailed), unless the scope [keeps going](Scope::keep_going) |
+//! | a child fails after the scope was cancelled | it counts as [cancelled with that error](ChildEnd::CancelledWith): an effect, which starts nothing |
 //! | the deadline passes | all are cancelled with [`Deadline`](CancelReason::Deadline) |
 //! | the [handle](Scope::cancel_handle) is cancelled, also by a child | all are cancelled with its reason, the child itself at its next await |
 //! | the [context] in which the scope was made is cancelled, or its deadline passes | the same, with its reason |
@@ -109,7 +110,7 @@ use tokio::task::{Id, JoinSet};
 
 use crate::call::Deadline;
 use crate::cancel::{Cancel, CancelReason};
-use crate::context::{self, Context};
+use crate::context;
 
 use child::{Child, Link, Waiting};
 
@@ -130,13 +131,14 @@ pub struct Scope<T, E> {
     stuck_after: Duration,
     /// Over when children that still run are given up; made when there is something to wait for.
     patience: Option<Waiting<()>>,
+    /// It is over; what still runs at the next look is given up.
+    giving_up: bool,
 }
 
 impl<T, E> Scope<T, E> {
     /// A scope without children, in the context of here.
     pub fn new() -> Self {
-        let cancel = Cancel::new();
-        let context = Context::new().cancel(&cancel).within(&context::current().unwrap_or_default());
+        let (context, cancel) = context::current().unwrap_or_default().gather();
         Self {
             tasks: JoinSet::new(),
             running: HashMap::new(),
@@ -144,6 +146,7 @@ impl<T, E> Scope<T, E> {
             link: Link { cancel, context, grace: Duration::ZERO, keep_going: false, first_failed: Arc::default() },
             stuck_after: DEFAULT_STUCK_AFTER,
             patience: None,
+            giving_up: false,
         }
     }
 
@@ -165,7 +168,7 @@ impl<T, E> Scope<T, E> {
     /// # }
     /// ```
     pub fn deadline(mut self, deadline: impl Into<Deadline>) -> Self {
-        self.link.context.narrow(deadline.into());
+        self.link.context.narrow_by(deadline.into(), || self.link.cancel.clone());
         self
     }
 
@@ -238,7 +241,8 @@ impl<T, E> Scope<T, E> {
         self.link.cancel.cancel_with(reason)
     }
 
-    /// A handle with which anybody can cancel all children, and see whether they are.
+    /// A handle with which anybody can cancel all children, and see whether they are: also by the context in which the
+    /// scope was made. A deadline shows once somebody has noticed that it has passed.
     ///
     /// ```
     /// use resile::{ChildEnd, Scope};
@@ -314,6 +318,7 @@ impl<T: Send + 'static, E: Send + 'static> Scope<T, E> {
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
         let (index, link) = (self.spawned, self.link.clone());
+        self.giving_up = false;
         let task = self.tasks.spawn(Child::new(link, index, child));
         self.running.insert(task.id(), index);
         self.spawned += 1;
@@ -398,11 +403,21 @@ impl<T: Send + 'static, E: Send + 'static> Scope<T, E> {
                 Poll::Ready(Some(Err(error))) => (error.id(), self.unexpected(error)),
                 Poll::Ready(None) => return Poll::Ready(self.next_stuck()),
                 Poll::Pending => {
-                    let patience = self.patience.get_or_insert_with(|| self.link.patience(self.stuck_after));
-                    ready!(patience.as_mut().poll(cx));
-                    // Whoever still runs is left to itself: the tasks are told to abort, if they ever listen.
+                    if !self.giving_up {
+                        let patience = self.patience.get_or_insert_with(|| self.link.patience(self.stuck_after));
+                        ready!(patience.as_mut().poll(cx));
+                        self.patience = None;
+                        self.giving_up = true;
+                    }
+                    // Patience does not keep to the cooperative budget, and the join above does: when that is spent, it has
+                    // not looked, and a child may well have ended.
+                    if !tokio::task::coop::has_budget_remaining() {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    // Whatever still runs is left to itself: the tasks are told to abort, if they ever listen.
                     self.tasks = JoinSet::new();
-                    self.patience = None;
+                    self.giving_up = false;
                     continue;
                 }
             };
