@@ -134,9 +134,9 @@ impl<F: Future> FutureExt for F {}
 /// As [`Run`]: drop it at any time.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub struct OneShot<F: TryFuture> {
+pub struct OneShot<F, E = <F as TryFuture>::Error> {
     #[pin]
-    run: Run<FewSteps, Once, F, ByResult>,
+    run: Run<FewSteps, Once, F, ByResult, E>,
 }
 
 /// The steps of a one-shot future, outermost first. More than four are kept on the heap.
@@ -234,7 +234,7 @@ impl<F: TryFuture> OneShot<F> {
     }
 }
 
-impl<F, T, E> Future for OneShot<F>
+impl<F, T, E> Future for OneShot<F, E>
 where
     F: Future<Output = Result<T, E>>,
 {
@@ -246,7 +246,7 @@ where
     }
 }
 
-impl<F: TryFuture> fmt::Debug for OneShot<F> {
+impl<F, E> fmt::Debug for OneShot<F, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OneShot").field("run", &self.run).finish()
     }

@@ -14,7 +14,7 @@ use crate::call::{Attempt, Call};
 use crate::early::Why;
 use crate::error::{Cause, Error, Stop};
 use crate::internal::seldom::Seldom;
-use crate::internal::time::Timer;
+use crate::internal::time::{Moment, Timer};
 use crate::lane::{End, Lane, Out};
 use crate::policy::Steps;
 use crate::step::Step;
@@ -26,8 +26,8 @@ use crate::verdict::{Classify, Verdict};
 /// nothing unless the policy has more than eight steps or a retry with a backoff of your own, or the call was given keys
 /// or a token.
 ///
-/// `P` holds the policy (a reference, or the policy itself), `O` makes the operation, `F` is the operation's future and
-/// `C` judges its results. It is `Send` exactly when those and the operation's error are.
+/// `P` holds the policy (a reference, or the policy itself), `O` makes the operation, `F` is the operation's future, `C`
+/// judges its results, and `E` is the operation's error. It is `Send` exactly when those are.
 ///
 /// # Cancel safety
 ///
@@ -42,10 +42,9 @@ use crate::verdict::{Classify, Verdict};
 /// outside of a tokio runtime with its time driver on.
 #[pin_project(PinnedDrop)]
 #[must_use = "futures do nothing unless polled"]
-pub struct Run<P, O, F, C>
+pub struct Run<P, O, F, C, E = <F as TryFuture>::Error>
 where
     P: Steps,
-    F: TryFuture,
 {
     #[pin]
     operation: Option<F>,
@@ -53,21 +52,36 @@ where
     timer: Timer,
     lane: Lane,
     /// The error of the attempt before.
-    last: Seldom<F::Error>,
+    /// By a parameter of its own: as `F::Error`, whether this is `Send` would hang on how `F` is proved to be a future, which
+    /// the compiler can't do for borrowed types in a task.
+    last: Seldom<E>,
     make: O,
     judge: C,
     policy: P,
 }
 
-impl<P, O, F, C> Run<P, O, F, C>
+impl<P, O, F, C, E> Run<P, O, F, C, E>
 where
     P: Steps,
-    F: TryFuture,
 {
+    /// With an operation that is there, or with one to be made.
     #[inline]
     pub(crate) fn new(policy: P, judge: C, call: Call, make: O, operation: Option<F>) -> Self {
         let lane = Lane::new(call, operation.is_some());
         Self { operation, timer: Timer::idle(), lane, last: Seldom::NONE, make, judge, policy }
+    }
+
+    /// With an operation that is still to be made, perhaps once only.
+    pub(crate) fn to_make(policy: P, judge: C, call: Call, make: O, once: bool) -> Self {
+        let lane = Lane::new(call, once);
+        Self { operation: None, timer: Timer::idle(), lane, last: Seldom::NONE, make, judge, policy }
+    }
+
+    /// Before the first poll only: until when a caller waits that does not end this call.
+    pub(crate) fn told_caller(&mut self, ends: Moment) {
+        if ends != Moment::NEVER {
+            self.lane.call_mut().set_caller_end(ends);
+        }
     }
 
     /// Before the first poll only.
@@ -81,7 +95,7 @@ where
     }
 }
 
-impl<P, O, F, C, T, E> Future for Run<P, O, F, C>
+impl<P, O, F, C, T, E> Future for Run<P, O, F, C, E>
 where
     P: Steps,
     O: Make<F>,
@@ -96,7 +110,7 @@ where
     }
 }
 
-impl<P, O, F, C, T, E> Run<P, O, F, C>
+impl<P, O, F, C, T, E> Run<P, O, F, C, E>
 where
     P: Steps,
     O: Make<F>,
@@ -193,10 +207,9 @@ fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) 
 }
 
 #[pinned_drop]
-impl<P, O, F, C> PinnedDrop for Run<P, O, F, C>
+impl<P, O, F, C, E> PinnedDrop for Run<P, O, F, C, E>
 where
     P: Steps,
-    F: TryFuture,
 {
     #[inline]
     fn drop(self: Pin<&mut Self>) {
@@ -218,10 +231,9 @@ where
     }
 }
 
-impl<P, O, F, C> fmt::Debug for Run<P, O, F, C>
+impl<P, O, F, C, E> fmt::Debug for Run<P, O, F, C, E>
 where
     P: Steps,
-    F: TryFuture,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Run").field("lane", &self.lane).finish_non_exhaustive()

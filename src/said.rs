@@ -58,7 +58,7 @@ impl Said {
                 own.push(cancel.clone());
                 false
             }
-            Source::Token(..) => true,
+            Source::Token(..) | Source::Rounds(_) => true,
         });
         (own, rest)
     }
@@ -129,6 +129,13 @@ enum Wait {
     Token(Pin<Box<WaitForCancellationFutureOwned>>),
 }
 
+impl Wait {
+    /// Whether the token that is waited for was cancelled; it may be of a round that is over.
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancel(wait) if wait.token().is_cancelled())
+    }
+}
+
 impl Waits {
     /// Whether something is cancelled; if not, the task is woken when it is.
     ///
@@ -136,7 +143,7 @@ impl Waits {
     pub(crate) fn is_over(&mut self, said: &Said, cx: &mut Context<'_>) -> bool {
         let is_new = self.waits.len() < said.cancels.len();
         if !is_new && self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            return said.is_cancelled();
+            return said.is_cancelled() || self.waits.iter().any(Wait::is_cancelled);
         }
         self.waits.extend(said.cancels[self.waits.len()..].iter().map(Source::wait));
         self.waker = Some(cx.waker().clone());
@@ -148,19 +155,31 @@ impl Waits {
     }
 }
 
+impl Waits {
+    /// The first cancellation among the tokens that are waited for.
+    pub(crate) fn first(&self) -> Option<Record> {
+        let records = self.waits.iter().filter_map(|wait| match wait {
+            Wait::Cancel(wait) => wait.token().record(),
+            Wait::Token(_) => None,
+        });
+        records.min_by_key(|record| record.number)
+    }
+}
+
 impl fmt::Debug for Waits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Waits").field(&self.waits.len()).finish()
     }
 }
 
-/// Something that can cancel a call: a [`Cancel`], or tokio-util's [`CancellationToken`], which gives no reason.
+/// Something that can cancel a call: a [`Cancel`], a [`Drain`](crate::Drain), or tokio-util's [`CancellationToken`], which
+/// gives no reason.
 ///
 /// Of several sources the one that was cancelled first gives the reason. A [`CancellationToken`] does not know when it was
 /// cancelled, so it counts from when it is noticed.
 pub trait CancelSource: sealed::Sealed {}
 
-mod sealed {
+pub(crate) mod sealed {
     pub trait Sealed {
         fn source(&self) -> super::Source;
     }
@@ -172,6 +191,18 @@ pub enum Source {
     Cancel(Cancel),
     /// With the number of its cancellation, once somebody has noticed that: the token itself has none.
     Token(CancellationToken, Arc<AtomicU64>),
+    /// Something with one token after another.
+    Rounds(Arc<dyn Rounds>),
+}
+
+/// Something that can be cancelled again and again, each time by a new token.
+pub trait Rounds: fmt::Debug + Send + Sync {
+    /// Whether the current token is cancelled; quick if not.
+    fn is_cancelled(&self) -> bool;
+    /// The current token.
+    fn current(&self) -> Cancel;
+    /// What tells two of them apart.
+    fn address(&self) -> usize;
 }
 
 impl PartialEq for Source {
@@ -179,6 +210,7 @@ impl PartialEq for Source {
         match (self, other) {
             (Self::Cancel(one), Self::Cancel(other)) => one == other,
             (Self::Token(one, _), Self::Token(other, _)) => one == other,
+            (Self::Rounds(one), Self::Rounds(other)) => one.address() == other.address(),
             _ => false,
         }
     }
@@ -189,12 +221,14 @@ impl Source {
         match self {
             Self::Cancel(cancel) => cancel.is_cancelled(),
             Self::Token(token, _) => token.is_cancelled(),
+            Self::Rounds(rounds) => rounds.is_cancelled(),
         }
     }
 
     fn record(&self) -> Option<Record> {
         match self {
             Self::Cancel(cancel) => cancel.record(),
+            Self::Rounds(rounds) => rounds.current().record(),
             Self::Token(token, number) => token.is_cancelled().then(|| {
                 if number.load(Relaxed) == 0 {
                     cancel::numbered(|next| {
@@ -212,6 +246,7 @@ impl Source {
     fn wait(&self) -> Wait {
         match self {
             Self::Cancel(cancel) => Wait::Cancel(cancel::Wait::for_(cancel.clone())),
+            Self::Rounds(rounds) => Wait::Cancel(cancel::Wait::for_(rounds.current())),
             Self::Token(token, _) => Wait::Token(Box::pin(token.clone().cancelled_owned())),
         }
     }

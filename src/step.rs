@@ -115,6 +115,15 @@ impl Step {
         Self(kind.expect("a gate is of one type"))
     }
 
+    /// The drain, if it is one or a named part of one.
+    pub(crate) fn as_drain(&self) -> Option<&Drain> {
+        match &self.0 {
+            Kind::Drain(drain) => Some(drain),
+            Kind::Part(part) => Some(part.drain()),
+            _ => None,
+        }
+    }
+
     /// The time limit in nanoseconds, if it is one.
     pub(crate) fn limit(&self) -> Option<u64> {
         match self.0 {

@@ -419,7 +419,7 @@ fn what_travels_is_small() {
         ("Entry", size_of::<Entry>(), 56),
         ("Outcome", size_of::<Outcome>(), 48),
         ("Guard", size_of::<Guard>(), 64),
-        ("Attempt", size_of::<Attempt>(), 16),
+        ("Attempt", size_of::<Attempt>(), 24),
         ("Policy", size_of::<Policy>(), size_of::<usize>()),
         ("Pass", size_of::<Pass>(), 16),
         ("Ticket", size_of::<Ticket>(), 16),
@@ -474,4 +474,58 @@ fn offloaded_jobs_and_health_are_handles_and_values_like_the_others() {
     assert!(!implements!(job, Unpin));
     assert!(!implements!(job, Clone));
     assert!(!implements!(None::<Offload<Rc<()>>>, Send));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Borrowed types in tasks: `&'static str` becomes a reference of any lifetime where the compiler asks whether a task can be
+// sent, and what is `Send` for `'static` types only is not `Send` then.
+
+type Text = Result<&'static str, &'static str>;
+
+async fn text() -> Text {
+    Ok("text")
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_with_borrowed_values_and_errors_can_be_awaited_in_tasks() {
+    use resile::{Blocking, Compute};
+
+    let policy = Policy::named("p").timeout(Duration::from_secs(1)).build().unwrap();
+    let (blocking, compute) = (Blocking::builder().build().unwrap(), Compute::builder().threads(1).build().unwrap());
+    let gate = Semaphore::permits(1).build().unwrap();
+
+    let own = policy.clone();
+    let shields = tokio::spawn(async move {
+        own.call().shield().run(text).await.unwrap();
+        own.call().shield().run_with(|_| text()).await.unwrap();
+        own.call().shield().run_once(text()).await.unwrap();
+        own.run(|| own.call().shield().run(text)).await.unwrap()
+    });
+    assert_eq!(shields.await.unwrap(), "text");
+
+    let own = policy.clone();
+    let jobs = tokio::spawn(async move {
+        own.run(|| blocking.try_run(|_| -> Text { Ok("text") })).await.unwrap();
+        own.run(|| compute.try_run(|_| -> Text { Ok("text") })).await.unwrap();
+        blocking.try_run(|_| -> Text { Ok("text") }).through(&gate).await.unwrap();
+        let (one, other) =
+            tokio::join!(blocking.try_run(|_| -> Text { Ok("text") }), compute.try_run(|_| -> Text { Ok("text") }),);
+        one.and(other).unwrap()
+    });
+    assert_eq!(jobs.await.unwrap(), "text");
+
+    let own = policy.clone();
+    let cleanups = tokio::spawn(async move {
+        let call = own.call().cleanup(|_: &'static str, _| async {});
+        call.run(|| ("handle", text())).await.unwrap();
+        own.call().shield().cleanup(|_: &'static str, _| async {}).run(|| ("handle", text())).await.unwrap()
+    });
+    assert_eq!(cleanups.await.unwrap(), "text");
+
+    let (outer, inner) = (policy.clone(), policy);
+    let nested = tokio::spawn(async move {
+        outer.run(|| inner.run(text)).await.unwrap();
+        outer.classify(ByPolicy).run(|| inner.run(text)).await.unwrap()
+    });
+    assert_eq!(nested.await.unwrap(), "text");
 }

@@ -16,6 +16,7 @@ use resile::{
     Cancel, CancelReason, Drain, Drained, ErrorKind, FutureExt as _, Guard, OnRefusal, Phase, Policy, Reason, Retry,
     RetryBudget, Semaphore, infallible,
 };
+use support::hand::{Clock, poll_once};
 use support::ms;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
@@ -269,7 +270,7 @@ async fn a_retry_inside_of_it_stops_too_and_its_budget_is_given_back() {
     let call = tokio::spawn(policy.into_run(|| async { Err::<(), _>("down") }));
     sleep(ms(1500)).await;
     let report = drain.close(secs(20)).await;
-    assert_eq!((numbers(&report), report.took()), ((1, 0, 0), ms(500)));
+    assert_eq!((numbers(&report), report.took()), ((1, 0, 0), Duration::ZERO), "nobody waits for a sleeper");
     let error = call.await.unwrap().unwrap_err();
     assert_eq!((error.kind(), error.attempts(), error.last()), (ErrorKind::Refused, 2, Some(&"down")));
     assert_eq!(error.refusal().unwrap().reason(), Reason::Draining);
@@ -834,4 +835,132 @@ proptest! {
     fn it_does_what_the_naive_model_does(deeds in deeds()) {
         paused().block_on(compare(deeds));
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Nobody waits for what can only be refused, nor for a runtime that stands still
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_sleeps_when_it_closes_is_refused_at_once() {
+    for named in [false, true] {
+        let drain = Drain::new();
+        let policy = Policy::named("users");
+        let policy = if named { policy.gate(drain.part("users")) } else { policy.gate(drain.clone()) };
+        let policy = policy.retry(Retry::constant(secs(10))).build().unwrap();
+        let call = tokio::spawn(policy.into_run(|| async { Err::<(), _>("down") }));
+        sleep(ms(10)).await;
+        assert_eq!(drain.close(secs(20)).await.took(), Duration::ZERO);
+        let error = call.await.unwrap().unwrap_err();
+        assert_eq!((error.refusal().unwrap().reason(), error.attempts()), (Reason::Draining, 1));
+        assert_eq!(error.last(), Some(&"down"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_stands_in_a_queue_when_it_closes_is_refused_at_once() {
+    let drain = Drain::new();
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let policy = Policy::named("users").gate(drain.clone()).gate(semaphore.clone()).build().unwrap();
+    let _held = semaphore.try_acquire().unwrap();
+    let call = tokio::spawn(policy.into_run(|| async { Ok::<_, ()>(()) }));
+    sleep(ms(10)).await;
+    assert_eq!(semaphore.queued(), 1);
+    assert_eq!(drain.close(Duration::MAX).await.took(), Duration::ZERO);
+    let error = call.await.unwrap().unwrap_err();
+    assert_eq!((error.refusal().unwrap().reason(), error.attempts()), (Reason::Draining, 0));
+    assert_eq!(semaphore.queued(), 0);
+}
+
+/// An attempt that runs goes on; a second closing after a reopening is heard, too.
+#[tokio::test(start_paused = true)]
+async fn a_call_hears_of_the_closing_of_a_later_round() {
+    let drain = Drain::new();
+    let policy = Policy::named("users").gate(drain.clone()).retry(Retry::constant(secs(10)).max_attempts(9));
+    let policy = policy.build().unwrap();
+    let call = tokio::spawn(policy.into_run(|| async { Err::<(), _>("down") }));
+    sleep(ms(10)).await;
+    // Stuck in the first round, in flight again in the second one.
+    let other = Drain::new();
+    assert!(other.close(Duration::ZERO).await.is_clean() && other.reopen());
+    assert_eq!(drain.close(secs(20)).await.took(), Duration::ZERO);
+    assert!(call.await.unwrap().is_err());
+    assert!(drain.reopen());
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let policy = Policy::named("users").gate(drain.clone()).gate(semaphore.clone()).build().unwrap();
+    let _held = semaphore.try_acquire().unwrap();
+    let call = tokio::spawn(policy.into_run(|| async { Ok::<_, ()>(()) }));
+    sleep(ms(10)).await;
+    assert_eq!(drain.close(secs(20)).await.took(), Duration::ZERO);
+    assert!(call.await.unwrap().is_err());
+}
+
+#[test]
+fn whoever_closes_takes_the_closing_on_although_the_runtime_of_the_first_stands_still() {
+    for leaves in [false, true] {
+        let drain = Drain::builder().cancel_wait(secs(5)).build().unwrap();
+        let place = drain.try_acquire().unwrap();
+        let (first, second) = (Clock::paused(), Clock::paused());
+        let mut closing = Box::pin(drain.close(secs(20)));
+        first.block_on(async { assert!(poll_once(closing.as_mut()).is_pending()) });
+        // From here on nobody drives the first runtime.
+        let mut place = Some(place);
+        let report = second.block_on(async {
+            let start = Instant::now();
+            let closes = drain.close(Duration::ZERO);
+            let ends = async {
+                sleep(secs(1)).await;
+                if leaves {
+                    place = None;
+                }
+                std::future::pending::<()>().await;
+            };
+            let report = tokio::select! {
+                report = tokio::time::timeout(secs(60), closes) => report.expect("it does not hang"),
+                () = ends => unreachable!(),
+            };
+            assert_eq!(start.elapsed(), secs(if leaves { 1 } else { 5 }));
+            report
+        });
+        assert_eq!(numbers(&report), if leaves { (0, 1, 0) } else { (0, 0, 1) });
+        assert!(drain.cancel_token().is_cancelled());
+        assert_eq!(first.block_on(closing), report);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// As a source of cancellation
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_is_cancelled_on_a_drain_follows_its_rounds() {
+    let drain = Drain::builder().cancel_wait(ms(10)).build().unwrap();
+    let policy = Policy::named("users").gate(drain.clone()).cancel_on(&drain).build().unwrap();
+    let call = || policy.clone().into_run(|| async { Ok::<_, ()>(7) });
+    let reason = |error: resile::Error<()>| error.refusal().map(resile::Refusal::reason);
+    for _ in 0..3 {
+        assert_eq!(call().await.unwrap(), 7);
+        let place = drain.try_acquire().unwrap();
+        let report = drain.close(Duration::ZERO).await;
+        assert_eq!(numbers(&report), (0, 0, 1));
+        // Somebody was cancelled, and still a new call hears what it hears otherwise.
+        assert_eq!(reason(call().await.unwrap_err()), Some(Reason::Draining));
+        drop(place);
+        assert!(drain.reopen());
+    }
+    let running = tokio::spawn(policy.clone().into_run(|| std::future::pending::<Result<(), ()>>()));
+    sleep(ms(1)).await;
+    assert_eq!(numbers(&drain.close(Duration::ZERO).await), (0, 1, 0));
+    assert_eq!(running.await.unwrap().unwrap_err().cancel_reason(), Some(&CancelReason::Shutdown));
+}
+
+/// What was told to stop in one round stays told, although it is polled only after the next one has begun.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_cancelled_in_a_round_stays_cancelled_after_a_reopening() {
+    let drain = Drain::builder().cancel_wait(Duration::ZERO).build().unwrap();
+    let policy = Policy::named("users").gate(drain.clone()).cancel_on(&drain).build().unwrap();
+    let mut run = Box::pin(policy.run(|| std::future::pending::<Result<(), ()>>()));
+    assert!(poll_once(run.as_mut()).is_pending());
+    assert_eq!(numbers(&drain.close(Duration::ZERO).await), (0, 0, 1));
+    assert!(drain.reopen());
+    let std::task::Poll::Ready(Err(error)) = poll_once(run.as_mut()) else { panic!("it was cancelled") };
+    assert_eq!(error.cancel_reason(), Some(&CancelReason::Shutdown));
 }

@@ -510,3 +510,103 @@ async fn an_answer_that_is_there_wins_over_the_deadline_although_the_budget_is_s
     .await;
     assert_eq!(end.expect("it is ready").unwrap(), "paid");
 }
+
+// ---------------------------------------------------------------------------------------------------------------
+// What the caller of a shield is told, and what the operation sees of it
+
+#[tokio::test(start_paused = true)]
+async fn a_shielded_call_that_only_queued_was_no_attempt() {
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let policy = Policy::named("payments").gate(semaphore.clone()).build().unwrap();
+    let held = semaphore.try_acquire().unwrap();
+    let call = policy.call().deadline(SECOND).shield();
+    let error = call.run(|| async { Ok::<_, &str>(()) }).await.unwrap_err();
+    assert_eq!((error.limit(), error.attempts()), (Some(Limit::Caller), 0));
+    drop(held);
+    policy.tasks().idle().await;
+    let error = policy.call().deadline(SECOND).shield().run_once(never()).await.unwrap_err();
+    assert_eq!((error.limit(), error.attempts()), (Some(Limit::Caller), 1));
+}
+
+#[test]
+fn a_shielded_operation_that_was_lost_with_its_runtime_was_an_attempt() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let policy = Policy::named("payments").build().unwrap();
+    let mut call = Box::pin(policy.call().shield().run(never));
+    let first = runtime();
+    first.block_on(async {
+        assert!(call.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    });
+    drop(first);
+    let error = runtime().block_on(call).unwrap_err();
+    assert_eq!((error.cancel_reason(), error.attempts()), (Some(&CancelReason::Shutdown), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_a_shield_the_caller_can_be_seen_and_does_not_count() {
+    let policy = Policy::named("payments").timeout(50 * MS).build().unwrap();
+    let seen = policy
+        .call()
+        .deadline(10 * MS)
+        .shield()
+        .run_with(|call| async move { Ok::<_, &str>((call.caller_remaining(), call.remaining())) });
+    assert_eq!(seen.await.unwrap(), (10 * MS, 50 * MS));
+    let by_context = context::scope(Context::new().deadline(20 * MS), async {
+        let call = policy.call().shield();
+        call.run_with(|call| async move { Ok::<_, &str>(call.caller_remaining()) }).await
+    });
+    assert_eq!(by_context.await.unwrap(), 20 * MS);
+    let plain = policy.run_with(|call| async move { Ok::<_, &str>(call.caller_remaining()) }).await;
+    assert_eq!(plain.unwrap(), Duration::MAX);
+}
+
+/// The trap: a limit of the policy cuts behind the shield, too.
+#[tokio::test(start_paused = true)]
+async fn a_shielded_transaction_that_a_limit_cuts_is_rolled_back_once() {
+    for (takes, expected) in [(10, ["begin", "commit"]), (1000, ["begin", "rollback"])] {
+        let policy = Policy::named("db").timeout(50 * MS).build().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let own = log.clone();
+        let call = policy.call().shield().cleanup(|log: Arc<Mutex<Vec<&'static str>>>, cut: Interrupted| async move {
+            assert!(matches!(cut.why(), Why::TimedOut(_)));
+            log.lock().unwrap().push("rollback");
+        });
+        let end = call.run(move || {
+            let log = own.clone();
+            let transaction = log.clone();
+            (log, async move {
+                transaction.lock().unwrap().push("begin");
+                sleep(takes * MS).await;
+                transaction.lock().unwrap().push("commit");
+                Ok::<_, &str>(())
+            })
+        });
+        let end = end.await;
+        policy.tasks().idle().await;
+        assert_eq!(end.is_ok(), takes == 10);
+        assert_eq!(*log.lock().unwrap(), expected);
+        assert_eq!(policy.tasks().cleaned(), u64::from(takes == 1000));
+    }
+}
+
+/// There is no paused clock without timers.
+#[test]
+fn a_cleanup_runs_in_a_runtime_without_timers() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let policy = Policy::named("db").build().unwrap();
+        for yields in [false, true] {
+            let call = policy.call().cleanup(move |(), _| async move {
+                if yields {
+                    tokio::task::yield_now().await;
+                }
+            });
+            let mut call = Box::pin(call.run(|| ((), never())));
+            assert!(call.as_mut().now_or_never().is_none());
+            drop(call);
+            policy.tasks().idle().await;
+        }
+        assert_eq!((policy.tasks().cleaned(), policy.tasks().failed()), (2, 0));
+    });
+}

@@ -208,15 +208,40 @@ fn pass(time: Duration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_it_was_stuck_a_loop_is_alive_again_when_it_has_kept_time_for_a_while() {
+async fn after_one_pause_of_the_process_the_first_beat_says_that_it_is_alive() {
     let health = build(every_100_ms().stuck(Duration::from_secs(5))).await;
-    advance(Duration::from_secs(6)).await;
+    let clock_moves = advance(Duration::from_secs(6)).now_or_never();
+    assert!(clock_moves.is_none() && !health.live().ok, "no beat since");
     sleep(ms(1)).await;
-    assert!(!health.live().ok);
-    beats(5).await;
-    assert!(!health.live().ok);
-    beats(1).await;
     assert!(health.live().ok);
+    assert!(!health.ready().ok, "its readiness has a patience of its own");
+    beats(6).await;
+    assert!(health.ready().ok);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_that_is_slow_to_be_read_is_no_lag_of_the_event_loop() {
+    let (seen, asked) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(None::<Health>)));
+    let (log, own) = (seen.clone(), asked.clone());
+    let slow = Check::new("disk", move || {
+        // Built, it is read by the probe.
+        let health = own.lock().unwrap().clone();
+        if let Some(health) = health {
+            assert!(advance(ms(500)).now_or_never().is_none());
+            log.lock().unwrap().extend(reasons(&health.ready().reasons).into_iter().map(|(name, _)| name.to_owned()));
+            assert!(health.live().ok);
+        }
+        Signal::Good
+    });
+    let health = build(every_100_ms().bad_after(1).check(slow)).await;
+    *asked.lock().unwrap() = Some(health.clone());
+    sleep(ms(60)).await;
+    *asked.lock().unwrap() = None;
+    assert_eq!(*seen.lock().unwrap(), ["disk"]);
+    let report = health.ready();
+    assert_eq!(reasons(&report.reasons), [("disk", "reading it takes 500ms, the limit is 100ms".to_owned())]);
+    beats(7).await;
+    assert!(health.ready().ok);
 }
 
 #[tokio::test(start_paused = true)]

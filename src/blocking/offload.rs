@@ -54,6 +54,8 @@ use crate::said::{Said, Waits};
 pub struct Offload<T, E = Infallible> {
     #[pin]
     timer: Timer,
+    /// Sends work to a thread. A function pointer, so that only the constructor needs to know that it can go to one.
+    submit: fn(&mut Entrance, Work<T, E>) -> Option<Place>,
     entrance: Entrance,
     stage: Stage<T, E>,
     polled: bool,
@@ -92,7 +94,7 @@ struct Inside<T, E> {
     place: Option<Place>,
 }
 
-impl<T, E> Offload<T, E> {
+impl<T: Send + 'static, E: Send + 'static> Offload<T, E> {
     pub(super) fn at_bulkhead(bulkhead: Arc<Bulkhead>, code: Code<T, E>) -> Self {
         Self::new(Entrance::Bulkhead(bulkhead, None), code)
     }
@@ -104,6 +106,7 @@ impl<T, E> Offload<T, E> {
     fn new(entrance: Entrance, code: Code<T, E>) -> Self {
         Self {
             timer: Timer::idle(),
+            submit: |entrance, work| entrance.submit(move || work.run()),
             entrance,
             stage: Stage::Outside(code),
             polled: false,
@@ -116,7 +119,9 @@ impl<T, E> Offload<T, E> {
             start_by: Moment::NEVER,
         }
     }
+}
 
+impl<T, E> Offload<T, E> {
     /// When the caller must be answered: a [`Duration`](std::time::Duration) from the first poll, an instant, or what
     /// [`Attempt::deadline`](crate::Attempt::deadline) says. None unless said.
     ///
@@ -162,6 +167,18 @@ impl Entrance {
         }
     }
 
+    /// Sends a job to a thread: its place, if it stands in a queue.
+    fn submit(&mut self, job: impl FnOnce() + Send + 'static) -> Option<Place> {
+        match self {
+            Self::Bulkhead(_, acquire) => {
+                *acquire = None;
+                drop(tokio::task::spawn_blocking(job));
+                None
+            }
+            Self::Pool(pool) => pool.submit(job),
+        }
+    }
+
     fn abandoned(&self) -> Arc<Abandoned> {
         match self {
             Self::Bulkhead(bulkhead, _) => bulkhead.abandoned.clone(),
@@ -177,7 +194,7 @@ impl Entrance {
     }
 }
 
-impl<T: Send + 'static, E: Send + 'static> Offload<T, E> {
+impl<T, E> Offload<T, E> {
     /// Sends the closure to a thread.
     fn start(self: Pin<&mut Self>, permit: Guard) {
         let this = self.project();
@@ -188,19 +205,10 @@ impl<T: Send + 'static, E: Send + 'static> Offload<T, E> {
         let (sender, answer) = oneshot::channel();
         let job = Job::new(this.entrance.abandoned(), *this.deadline, (*this.start_by).min(*this.deadline));
         let work = Work { code, permit, answer: sender, job: job.clone(), context: this.context.take() };
-        let place = match this.entrance {
-            Entrance::Bulkhead(_, acquire) => {
-                *acquire = None;
-                drop(tokio::task::spawn_blocking(move || work.run()));
-                None
-            }
-            Entrance::Pool(pool) => pool.submit(move || work.run()),
-        };
+        let place = (this.submit)(this.entrance, work);
         *this.stage = Stage::Inside(Inside { answer, job, place });
     }
-}
 
-impl<T, E> Offload<T, E> {
     /// The caller goes away: whether the closure had begun.
     fn leave(self: Pin<&mut Self>) -> bool {
         let this = self.project();
@@ -273,7 +281,7 @@ impl<T, E> Offload<T, E> {
     }
 }
 
-impl<T: Send + 'static, E: Send + 'static> Future for Offload<T, E> {
+impl<T, E> Future for Offload<T, E> {
     type Output = Result<T, Error<E>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {

@@ -36,6 +36,7 @@ pub(crate) fn remaining(deadline: Moment, now: impl FnOnce() -> Moment) -> Durat
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     pub(super) deadline: Moment,
+    pub(super) caller: Moment,
     pub(super) number: u32,
     pub(super) lane: u8,
 }
@@ -66,6 +67,34 @@ impl Attempt {
     #[must_use]
     pub fn remaining(&self) -> Duration {
         remaining(self.deadline, Moment::now)
+    }
+
+    /// How long the caller would still wait: what is left until the deadline of the call or its context, without the limits
+    /// of the policy. Zero if it has passed, [`Duration::MAX`] if there is none.
+    ///
+    /// Behind a [shield](crate::CallBuilder::shield) the caller's deadline does not end the operation, and this is how to
+    /// see it: an operation may choose to do less when nobody waits for its answer.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use resile::Policy;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("payments").timeout(Duration::from_secs(5)).build()?;
+    /// let call = policy.call().deadline(Duration::from_secs(1)).shield();
+    /// let seen = call.run_with(|call| async move { Ok::<_, ()>((call.caller_remaining(), call.remaining())) });
+    /// assert_eq!(seen.await.unwrap(), (Duration::from_secs(1), Duration::from_secs(5)));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Cost: reads the clock, unless there is no deadline.
+    #[must_use]
+    pub fn caller_remaining(&self) -> Duration {
+        remaining(self.caller, Moment::now)
+    }
+
+    pub(crate) const fn ends(&self) -> Moment {
+        self.deadline
     }
 
     /// Which of several attempts in flight this is: 0 for the first. Hedges will have others.

@@ -59,6 +59,8 @@ pub struct Call {
     /// The clock as read in this poll, or `NEVER` while nobody has asked.
     now: Cell<Moment>,
     deadline: Moment,
+    /// The deadline of the caller and the context, without those of steps.
+    caller: Moment,
     /// A deadline in nanoseconds from the first poll, which is still to come; `u64::MAX` if none is left to count.
     within: u64,
     /// How much time in nanoseconds must be left before `deadline` when a wait at a gate ends.
@@ -90,6 +92,7 @@ impl Call {
         Self {
             now: Cell::new(Moment::NEVER),
             deadline: Moment::NEVER,
+            caller: Moment::NEVER,
             within: u64::MAX,
             spare: 0,
             said: Seldom::NONE,
@@ -211,6 +214,12 @@ impl Call {
         if context::is_present() {
             self.inherit();
         }
+        self.caller = self.caller.min(self.deadline);
+    }
+
+    /// Until when a caller waits that does not end this call.
+    pub(crate) fn set_caller_end(&mut self, ends: Moment) {
+        self.caller = ends;
     }
 
     #[cold]
@@ -267,7 +276,7 @@ impl Call {
     }
 
     pub(crate) fn view(&self) -> Attempt {
-        Attempt { deadline: self.deadline, number: self.attempt, lane: self.lane }
+        Attempt { deadline: self.deadline, caller: self.caller, number: self.attempt, lane: self.lane }
     }
 
     /// Whether the caller has cancelled, without waiting for it.
@@ -291,7 +300,11 @@ impl Call {
     /// Why it was cancelled, by the first of its sources; `None` if by a deadline that it inherits and that has passed.
     /// A scope cancels its children at their deadline: whichever of the two they notice first, it is one.
     pub(crate) fn cancel_reason(&self) -> Option<CancelReason> {
-        let reason = self.said.as_ref().and_then(|said| said.cancel_reason()).unwrap_or_default();
+        // The tokens that are waited for may be those of a round that is over.
+        let waited = || self.waits.as_ref().and_then(|waits| waits.first());
+        let said = || self.said.as_ref().and_then(|said| said.first());
+        let first = said().into_iter().chain(waited()).min_by_key(|record| record.number);
+        let reason = first.map_or(CancelReason::Unspecified, |record| record.reason);
         (reason != CancelReason::Deadline || self.read_clock() < self.deadline).then_some(reason)
     }
 

@@ -451,6 +451,10 @@ impl Wait {
         Self { cancel, place: None }
     }
 
+    pub(crate) const fn token(&self) -> &Cancel {
+        &self.cancel
+    }
+
     /// Whether the token was cancelled. If not, this waker is woken when it is.
     pub(crate) fn is_over(&mut self, waker: &Waker) -> bool {
         if self.cancel.is_cancelled() {
@@ -470,6 +474,12 @@ impl Wait {
         drop(links);
         drop(spare);
         false
+    }
+}
+
+impl fmt::Debug for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wait").field("cancel", &self.cancel).finish_non_exhaustive()
     }
 }
 

@@ -1,12 +1,15 @@
 //! How a closing goes on: its phases, and the task that takes it through them whoever waits for it.
 //!
 //! 1. The phase moves under the lock of the [`State`] only, and each round goes from open to done once.
-//! 2. The driver leaves its waker before it reads the count, under the lock where the last one out looks for it: that
+//! 2. A driver leaves its waker before it reads the count, under the lock where the last one out looks for it: that
 //!    one is either seen gone or finds the waker.
 //! 3. Who waits for a phase is told outside of the lock, after the word has moved.
 //! 4. A driver that is dropped takes the closing to its end: nobody waits for a runtime that is gone.
+//! 5. Whoever waits in `close` is a driver, too, by its own grace: so nobody waits for a runtime that stands still. Several
+//!    drivers may take different steps at the same time, so what they tell only ever moves on.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -22,6 +25,7 @@ use super::report::Drained;
 use super::word::Word;
 use super::{Phase, Shared};
 use crate::cancel::{Cancel, CancelReason};
+use crate::internal::queue::WakeList;
 use crate::internal::sync::AcqRel;
 use crate::internal::time::{Moment, Timer};
 
@@ -29,13 +33,27 @@ use crate::internal::time::{Moment, Timer};
 #[derive(Debug)]
 pub(super) struct Round {
     phase: watch::Sender<Phase>,
+    /// Cancelled when it closes, for calls that stand in a queue or sleep behind the gate.
+    pub(super) closing: Cancel,
     pub(super) cancel: Cancel,
     report: SetOnce<Drained>,
 }
 
 impl Round {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { phase: watch::Sender::new(Phase::Open), cancel: Cancel::new(), report: SetOnce::new() })
+        let phase = watch::Sender::new(Phase::Open);
+        Arc::new(Self { phase, closing: Cancel::new(), cancel: Cancel::new(), report: SetOnce::new() })
+    }
+
+    /// Tells those who wait for a phase, unless they were told of a later one.
+    fn tell(&self, phase: Phase) {
+        self.phase.send_if_modified(|told| {
+            let moves = *told < phase;
+            if moves {
+                *told = phase;
+            }
+            moves
+        });
     }
 
     /// Waits until it has come to a phase, or past it.
@@ -56,13 +74,14 @@ pub(super) struct State {
     pub(super) round: Arc<Round>,
     /// The closing that is on its way.
     course: Option<Course>,
-    /// The driver's.
-    waker: Option<Waker>,
+    /// Those of the drivers, by their numbers.
+    wakers: Vec<(u64, Waker)>,
+    drivers: u64,
 }
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { round: Round::new(), course: None, waker: None }
+        Self { round: Round::new(), course: None, wakers: Vec::new(), drivers: 0 }
     }
 }
 
@@ -70,7 +89,13 @@ impl State {
 enum Step {
     Wait(Moment),
     Cancel(Arc<Round>),
-    End(Arc<Round>, Account, Vec<Held>),
+    End {
+        round: Arc<Round>,
+        account: Account,
+        held: Vec<Held>,
+        /// Those in flight were to be told to stop.
+        told: bool,
+    },
     Over,
 }
 
@@ -92,8 +117,9 @@ impl Shared {
         let runtime = Handle::current();
         let (round, driver) = self.begin(grace);
         if let Some(driver) = driver {
-            round.phase.send_replace(Phase::Closing);
+            round.tell(Phase::Closing);
             runtime.spawn(driver);
+            round.closing.cancel_with(CancelReason::Shutdown);
         }
         round
     }
@@ -102,12 +128,12 @@ impl Shared {
     pub(super) fn begin(self: &Arc<Self>, grace: Duration) -> (Arc<Round>, Option<Driver>) {
         let now = Moment::now();
         let grace_ends = now + grace;
-        let (mut driver, mut waker) = (None, None);
+        let (mut driver, mut wakers) = (None, Vec::new());
         let mut state = self.state.lock();
         let round = state.round.clone();
         if let Some(course) = &mut state.course {
             if course.hurry(grace_ends) {
-                waker = state.waker.take();
+                wakers = std::mem::take(&mut state.wakers);
             }
         } else if self.read().phase() == Phase::Open {
             let in_flight = self.move_locked(Phase::Open, Phase::Closing);
@@ -115,7 +141,7 @@ impl Shared {
             driver = Some(Driver::new(self.clone()));
         }
         drop(state);
-        waker.into_iter().for_each(Waker::wake);
+        wake_all(wakers);
         (round, driver)
     }
 
@@ -124,11 +150,11 @@ impl Shared {
         Word(self.word.fetch_add(Word::step(from, to), AcqRel)).in_flight()
     }
 
-    /// Takes the closing one step on. To wait for more, it needs a waker.
-    fn step(&self, due: Due, waker: Option<Waker>) -> Step {
+    /// Takes the closing one step on. To wait for more, a driver needs its number and a waker.
+    fn step(&self, due: Due, number: u64, waker: Option<Waker>) -> Step {
         let now = Moment::now();
         let mut state = self.state.lock();
-        let unused = std::mem::replace(&mut state.waker, waker);
+        let unused = state.replace_waker(number, waker);
         let step = self.step_locked(&mut state, due, now);
         drop(state);
         drop(unused);
@@ -150,6 +176,7 @@ impl Shared {
                 Step::Cancel(state.round.clone())
             }
             Next::End => {
+                let told = course.has_told();
                 // Names come and go under their lock, so those that are read here are among those counted.
                 let names = self.names.lock();
                 let in_flight = self.move_locked(word.phase(), Phase::Done);
@@ -157,7 +184,7 @@ impl Shared {
                 drop(names);
                 let account = course.end(now, in_flight);
                 state.course = None;
-                Step::End(state.round.clone(), account, held)
+                Step::End { round: state.round.clone(), account, held, told }
             }
         }
     }
@@ -165,8 +192,14 @@ impl Shared {
     /// The last one is out.
     #[cold]
     pub(super) fn wake_driver(&self) {
-        let waker = self.state.lock().waker.take();
-        waker.into_iter().for_each(Waker::wake);
+        let wakers = std::mem::take(&mut self.state.lock().wakers);
+        wake_all(wakers);
+    }
+
+    /// The current round, and whether it has come so far that its work is told to stop.
+    pub(super) fn stopping(&self) -> (Arc<Round>, bool) {
+        let state = self.state.lock();
+        (state.round.clone(), self.read().phase() == Phase::Cancelling)
     }
 
     pub(super) fn reopen(&self) -> bool {
@@ -180,6 +213,98 @@ impl Shared {
         drop(state);
         drop(old);
         true
+    }
+}
+
+impl State {
+    /// Leaves a driver's waker, or takes it away; what is not needed any more is to be dropped outside of the lock.
+    fn replace_waker(&mut self, number: u64, waker: Option<Waker>) -> Option<Waker> {
+        let at = self.wakers.iter().position(|(other, _)| *other == number);
+        match (at, waker) {
+            (Some(at), Some(waker)) => Some(std::mem::replace(&mut self.wakers[at].1, waker)),
+            (Some(at), None) => Some(self.wakers.swap_remove(at).1),
+            (None, Some(waker)) => {
+                self.wakers.push((number, waker));
+                None
+            }
+            (None, None) => None,
+        }
+    }
+}
+
+/// Wakes all drivers, also if a waker panics.
+fn wake_all(wakers: Vec<(u64, Waker)>) {
+    let mut list = WakeList::default();
+    for (_, waker) in wakers {
+        list.push(Some(waker));
+    }
+    list.wake();
+}
+
+/// A caller of `close`: it drives the closing by its own grace, and waits for the report.
+#[pin_project(PinnedDrop)]
+pub(super) struct Closer {
+    #[pin]
+    timer: Timer,
+    shared: Arc<Shared>,
+    round: Arc<Round>,
+    number: u64,
+    /// Before this moment others drive, unless the last one leaves.
+    due: Moment,
+    has_timers: bool,
+}
+
+impl Closer {
+    pub(super) fn new(shared: Arc<Shared>, round: Arc<Round>, grace: Duration) -> Self {
+        let mut state = shared.state.lock();
+        state.drivers += 1;
+        let number = state.drivers;
+        drop(state);
+        let due = Moment::now() + grace;
+        Self { timer: Timer::idle(), shared, round, number, due, has_timers: true }
+    }
+
+    /// Drives as far as it goes now. The waker is woken when there is more to do.
+    pub(super) fn poll_drive(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+        let mut this = self.project();
+        loop {
+            let mut state = this.shared.state.lock();
+            let over = !Arc::ptr_eq(&state.round, this.round) || this.round.report.get().is_some();
+            let waker = (!over).then(|| cx.waker().clone());
+            let unused = state.replace_waker(*this.number, waker);
+            let is_last = this.shared.read().in_flight() == 0;
+            drop(state);
+            drop(unused);
+            if over {
+                return;
+            }
+            if is_last || *this.due <= Moment::now() {
+                match this.shared.step(Due::Now, *this.number, Some(cx.waker().clone())) {
+                    Step::Wait(until) => *this.due = until.max(Moment::now().plus_nanos(1)),
+                    step => {
+                        tell(step);
+                        continue;
+                    }
+                }
+            }
+            if !*this.has_timers {
+                return;
+            }
+            // A runtime without timers panics, and can't be asked: others have to drive then.
+            match catch_unwind(AssertUnwindSafe(|| this.timer.as_mut().poll_until(*this.due, cx))) {
+                Ok(Poll::Ready(())) => {}
+                Ok(Poll::Pending) => return,
+                Err(_) => *this.has_timers = false,
+            }
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Closer {
+    fn drop(self: Pin<&mut Self>) {
+        let unused = self.shared.state.lock().replace_waker(self.number, None);
+        drop(unused);
     }
 }
 
@@ -205,7 +330,7 @@ impl Future for Driver {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         while !*this.over {
-            match this.shared.step(Due::Now, Some(cx.waker().clone())) {
+            match this.shared.step(Due::Now, 0, Some(cx.waker().clone())) {
                 Step::Wait(until) => ready!(this.timer.as_mut().poll_until(until, cx)),
                 step => *this.over = tell(step),
             }
@@ -217,7 +342,7 @@ impl Future for Driver {
 #[pinned_drop]
 impl PinnedDrop for Driver {
     fn drop(self: Pin<&mut Self>) {
-        while !self.over && !tell(self.shared.step(Due::All, None)) {}
+        while !self.over && !tell(self.shared.step(Due::All, 0, None)) {}
     }
 }
 
@@ -227,13 +352,17 @@ fn tell(step: Step) -> bool {
         Step::Wait(_) => false,
         Step::Cancel(round) => {
             round.cancel.cancel_with(CancelReason::Shutdown);
-            round.phase.send_replace(Phase::Cancelling);
+            round.tell(Phase::Cancelling);
             false
         }
-        Step::End(round, account, held) => {
+        Step::End { round, account, held, told } => {
+            // Another driver may be about to say so; the report must not come first.
+            if told {
+                round.cancel.cancel_with(CancelReason::Shutdown);
+            }
             // A round ends once, so this can't fail.
             let _ = round.report.set(Drained::new(account, Held::group(held)));
-            round.phase.send_replace(Phase::Done);
+            round.tell(Phase::Done);
             true
         }
         Step::Over => true,

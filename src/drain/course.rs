@@ -71,6 +71,11 @@ impl Course {
         self.told = Some(Told { in_flight, patience_ends });
     }
 
+    /// Whether the grace was over, so that those in flight were told to stop.
+    pub(crate) const fn has_told(&self) -> bool {
+        self.told.is_some()
+    }
+
     /// Nobody enters a closed drain, so those that are missing since the last step are those that have left.
     pub(crate) fn end(&self, now: Moment, in_flight: u64) -> Account {
         let told = self.told.map_or(in_flight, |told| told.in_flight);

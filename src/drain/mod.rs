@@ -65,7 +65,7 @@
 //!
 //! | to count | use | ends when cancelled |
 //! | --- | --- | --- |
-//! | a call under a policy | [`gate(drain.clone())`](crate::PolicyBuilder::gate) | with [`cancel_on`](crate::CallBuilder::cancel_on) its token |
+//! | a call under a policy | [`gate(drain.clone())`](crate::PolicyBuilder::gate) | with [`cancel_on`](crate::PolicyBuilder::cancel_on)`(&drain)` |
 //! | a future | [`through(&drain)`](crate::FutureExt::through) | with [`cancelled_by`](crate::FutureExt::cancelled_by) its token |
 //! | a piece of code, a stream, a connection | [`acquire`](Drain::acquire), [`track`](Drain::track) | if it looks at the token |
 //! | a task | [`spawn`](Drain::spawn) | always |
@@ -120,7 +120,8 @@ mod word;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,7 +134,8 @@ use crate::gate::{Entry, Gate, Guard, Needs, Outcome, Pass};
 use crate::guard::guarded;
 use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Release};
 use crate::internal::time::Moment;
-use closing::State;
+use crate::said::{self, CancelSource};
+use closing::{Closer, State};
 use job::Job;
 use names::Names;
 use word::Word;
@@ -284,7 +286,8 @@ impl Drain {
 
     /// The token that is cancelled with [`CancelReason::Shutdown`] when the grace is over.
     ///
-    /// After [`reopen`](Drain::reopen) there is a new one: ask for it where it is used.
+    /// After [`reopen`](Drain::reopen) there is a new one, so ask for it where it is used; or hand the drain itself to
+    /// [`cancel_on`](crate::PolicyBuilder::cancel_on), which follows its rounds.
     ///
     /// ```
     /// use std::time::Duration;
@@ -310,7 +313,8 @@ impl Drain {
     /// [`cancel_wait`](DrainBuilder::cancel_wait) more, and reports.
     ///
     /// It begins at the first poll. Where somebody else has begun, it joins: the grace that ends first holds, and the
-    /// report is the same. When it is done already, that report is there at once. A grace of zero cancels at once; one of
+    /// report is the same. Whoever waits here takes the closing on, so it ends in time although the runtime of the first
+    /// caller stands still. When it is done already, that report is there at once. A grace of zero cancels at once; one of
     /// [`Duration::MAX`] waits as long as it takes, unless somebody closes again.
     ///
     /// # Cancel safety
@@ -344,8 +348,13 @@ impl Drain {
         let drain = self.clone();
         async move {
             let round = drain.0.close(grace);
-            drop(drain);
-            round.ended().await
+            let mut closer = pin!(Closer::new(drain.0, round.clone(), grace));
+            let mut ended = pin!(round.ended());
+            poll_fn(|cx| {
+                closer.as_mut().poll_drive(cx);
+                ended.as_mut().poll(cx)
+            })
+            .await
         }
     }
 
@@ -493,8 +502,13 @@ impl Drain {
         }
     }
 
+    /// Cancelled when it closes, of this round.
+    pub(crate) fn closing_token(&self) -> Cancel {
+        self.0.round().closing.clone()
+    }
+
     #[cold]
-    fn refuse(&self) -> Refusal {
+    pub(crate) fn refuse(&self) -> Refusal {
         Refusal::by(self.0.name.clone(), Reason::Draining)
     }
 }
@@ -527,6 +541,35 @@ impl Shared {
     fn leave(&self) -> Word {
         // Released, so that what was done in here is done for whoever reads the report.
         Word(self.word.fetch_sub(1, Release))
+    }
+}
+
+/// A drain cancels when its grace is over. Calls that begin after a [`reopen`](Drain::reopen) wait for the new round, those
+/// from before stay with theirs.
+impl CancelSource for Drain {}
+
+impl said::sealed::Sealed for Drain {
+    fn source(&self) -> said::Source {
+        said::Source::Rounds(Arc::new(self.clone()))
+    }
+}
+
+impl said::Rounds for Drain {
+    fn is_cancelled(&self) -> bool {
+        self.phase() >= Phase::Cancelling && self.current().is_cancelled()
+    }
+
+    fn current(&self) -> Cancel {
+        let (round, stopping) = self.0.stopping();
+        if stopping {
+            // The phase has moved, and whoever moved it is about to say so.
+            round.cancel.cancel_with(CancelReason::Shutdown);
+        }
+        round.cancel.clone()
+    }
+
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 }
 

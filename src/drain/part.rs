@@ -29,6 +29,10 @@ impl DrainPart {
         Self(Arc::new(Part { drain, name }))
     }
 
+    pub(crate) fn drain(&self) -> &Drain {
+        &self.0.drain
+    }
+
     pub(crate) fn give_back(&self, number: u64) {
         let shared = &self.0.drain.0;
         let before = if number == UNNAMED {

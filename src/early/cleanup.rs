@@ -13,14 +13,11 @@ use futures::future::BoxFuture;
 use pin_project::{pin_project, pinned_drop};
 use tokio::runtime::Handle;
 
-use super::{Tasks, Why};
+use super::{DEFAULT_CLEANUP_LIMIT, Tasks, Why};
 use crate::call::{Attempt, CallBuilder};
 use crate::internal::time::Moment;
 use crate::policy::{Policy, Steps};
 use crate::run::{Make, Plain, Run, WithCall, sealed};
-
-/// How long a cleanup may take unless told otherwise: time for one round trip to a peer in trouble, not for a vigil.
-const DEFAULT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a cleanup is told about the attempt that was cut short.
 ///
@@ -78,7 +75,7 @@ pub struct CleanupBuilder<P, C, H> {
     limit: Duration,
 }
 
-type Clean<H> = dyn Fn(H, Interrupted) -> BoxFuture<'static, ()> + Send + Sync;
+pub(super) type Clean<H> = dyn Fn(H, Interrupted) -> BoxFuture<'static, ()> + Send + Sync;
 
 impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
     /// Has an async `cleanup` end what the operation has begun, if the operation is cut short.
@@ -123,7 +120,7 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
         R: Future<Output = ()> + Send + 'static,
     {
         let clean = Box::new(move |handle, interrupted| cleanup(handle, interrupted).boxed());
-        CleanupBuilder { call: self, clean, limit: DEFAULT_LIMIT }
+        CleanupBuilder { call: self, clean, limit: DEFAULT_CLEANUP_LIMIT }
     }
 }
 
@@ -196,8 +193,7 @@ impl<P: Steps + Borrow<Policy>, C, H: Send + 'static> CleanupBuilder<P, C, H> {
         F: Future<Output = Result<T, E>>,
     {
         let tasks = self.call.policy().tasks().clone();
-        let cleanup = Arc::new(Cleanup { clean: self.clean, limit: self.limit, tasks });
-        self.call.run_as(Cleaning { make, cleanup }, None)
+        self.call.run_as(Cleaning::new(make, self.clean, self.limit, tasks), None)
     }
 }
 
@@ -218,6 +214,12 @@ struct Cleanup<H> {
 pub struct Cleaning<M, H> {
     make: M,
     cleanup: Arc<Cleanup<H>>,
+}
+
+impl<M, H> Cleaning<M, H> {
+    pub(super) fn new(make: M, clean: Box<Clean<H>>, limit: Duration, tasks: Tasks) -> Self {
+        Self { make, cleanup: Arc::new(Cleanup { clean, limit, tasks }) }
+    }
 }
 
 impl<M, H> fmt::Debug for Cleaning<M, H> {
@@ -242,6 +244,7 @@ where
             begun: Moment::now(),
             runtime: Handle::try_current().ok(),
             why: None,
+            begin: Pending::clean,
         };
         Some(Cleaned { future: Some(future), pending: Some(pending) })
     }
@@ -261,11 +264,13 @@ struct Pending<H> {
     begun: Moment,
     runtime: Option<Handle>,
     why: Option<Why>,
+    /// A function pointer, so that only who makes this needs to know that the handle can go to another thread.
+    begin: fn(Self),
 }
 
 impl<H: Send + 'static> Pending<H> {
     fn clean(self) {
-        let Self { handle, cleanup, attempt, begun, runtime, why } = self;
+        let Self { handle, cleanup, attempt, begun, runtime, why, begin: _ } = self;
         let interrupted =
             Interrupted { why: why.unwrap_or(Why::Dropped), attempt, elapsed: Moment::now().since(begun) };
         let (tasks, limit) = (cleanup.tasks.clone(), cleanup.limit);
@@ -276,14 +281,14 @@ impl<H: Send + 'static> Pending<H> {
 /// An operation with a cleanup.
 #[pin_project(PinnedDrop)]
 #[must_use = "futures do nothing unless polled"]
-pub struct Cleaned<F, H: Send + 'static> {
+pub struct Cleaned<F, H> {
     #[pin]
     future: Option<F>,
     /// Gone once the future is ready.
     pending: Option<Pending<H>>,
 }
 
-impl<F: Future, H: Send + 'static> Future for Cleaned<F, H> {
+impl<F: Future, H> Future for Cleaned<F, H> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
@@ -303,15 +308,15 @@ impl<F: Future, H: Send + 'static> Future for Cleaned<F, H> {
 }
 
 #[pinned_drop]
-impl<F, H: Send + 'static> PinnedDrop for Cleaned<F, H> {
+impl<F, H> PinnedDrop for Cleaned<F, H> {
     fn drop(self: Pin<&mut Self>) {
         /// Cleans up after the future is gone, even if its drop panics.
-        struct After<H: Send + 'static>(Option<Pending<H>>);
+        struct After<H>(Option<Pending<H>>);
 
-        impl<H: Send + 'static> Drop for After<H> {
+        impl<H> Drop for After<H> {
             fn drop(&mut self) {
                 if let Some(pending) = self.0.take() {
-                    pending.clean();
+                    (pending.begin)(pending);
                 }
             }
         }
@@ -322,7 +327,7 @@ impl<F, H: Send + 'static> PinnedDrop for Cleaned<F, H> {
     }
 }
 
-impl<F, H: Send + 'static> fmt::Debug for Cleaned<F, H> {
+impl<F, H> fmt::Debug for Cleaned<F, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cleaned").field("pending", &self.pending.is_some()).finish_non_exhaustive()
     }

@@ -12,7 +12,8 @@
 //!
 //! All three hold for whatever ends a call early: its future is dropped, its caller cancels, a deadline passes.
 //! A [timeout step](crate::PolicyBuilder::timeout) of the policy cuts the operation behind a shield too: it is a rule about
-//! the operation, not about the caller's patience.
+//! the operation, not about the caller's patience. That is a trap for transactions: one that is cut between `begin` and
+//! `commit` is left open on its connection. Give the shield a [cleanup](ShieldBuilder::cleanup) that rolls it back.
 //!
 //! *Dropped is not rolled back.* What the operation has sent is at the peer, and a drop takes none of it back. A batch that
 //! went out as one message (`begin; ..; commit`) is committed although nobody waits for its answer. A server goes on with
@@ -66,8 +67,11 @@ use crate::error::{Limit, Name};
 use crate::step::Step;
 
 pub use cleanup::{Cleaned, Cleaning, CleanupBuilder, Interrupted};
-pub use shield::{Shield, ShieldBuilder};
+pub use shield::{Counted, Given, Shield, ShieldBuilder, ShieldCleanupBuilder};
 pub use tasks::Tasks;
+
+/// How long a cleanup may take by default: time for one round trip to a peer in trouble, not for a vigil.
+const DEFAULT_CLEANUP_LIMIT: Duration = Duration::from_secs(5);
 
 /// What ended a call early.
 #[derive(Clone, Debug, PartialEq, Eq)]

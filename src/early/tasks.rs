@@ -1,16 +1,20 @@
 //! [`Tasks`]: what a policy's calls have left running.
 
 use std::fmt;
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
+
+use crate::internal::time::{Moment, Timer};
 
 /// The tasks in which a policy's calls go on although their callers have left: cleanups and shielded operations.
 ///
@@ -124,7 +128,28 @@ impl Tasks {
         let count = Count { tasks: self.clone(), clean: false };
         let Some(runtime) = runtime else { return };
         let cleanup = AssertUnwindSafe(async { cleanup().await }).catch_unwind();
-        let within = async move { matches!(tokio::time::timeout(limit, cleanup).await, Ok(Ok(()))) };
+        let within = async move {
+            let mut cleanup = pin!(cleanup);
+            let (ends, mut timer, mut has_timers) = (Moment::now() + limit, pin!(Timer::idle()), true);
+            poll_fn(move |cx| {
+                if let Poll::Ready(end) = cleanup.as_mut().poll(cx) {
+                    return Poll::Ready(end.is_ok());
+                }
+                if Moment::now() >= ends {
+                    return Poll::Ready(false);
+                }
+                // There is no question by which to ask a runtime for timers. Without them the clock is compared whenever the
+                // cleanup is polled.
+                if has_timers {
+                    match catch_unwind(AssertUnwindSafe(|| timer.as_mut().poll_until(ends, cx))) {
+                        Ok(over) => return over.map(|()| false),
+                        Err(_) => has_timers = false,
+                    }
+                }
+                Poll::Pending
+            })
+            .await
+        };
         self.0.tracker.spawn_on(count.wait(within), runtime);
     }
 }

@@ -185,6 +185,11 @@ impl<E> Error<E> {
         self
     }
 
+    pub(crate) fn with_attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
     /// Which of the ways it was.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -54,7 +54,10 @@
 //!
 //! *Lag* is how late the probe's timer comes to its turn: bad from the limit on, good below half of it. A stall counts as
 //! as many readings as it has swallowed, and it is seen from other threads while it lasts: a reading of the health finds
-//! that the probe is overdue. A stall as long as `stuck` means that the process is not alive, at once.
+//! that the probe is overdue. A stall as long as `stuck` means that the process is not alive, at once, and for as long as it
+//! lasts: a process that was frozen and goes on is alive again with its next beat.
+//!
+//! *A signal* that takes as long as that to be read is bad itself ([`Symptom::Slow`]), and no lag of the event loop.
 //!
 //! *A breaker* is bad while it is open or held open. Half open is good: a breaker gets well by calls that are let through
 //! as probes, so a process that stayed away from traffic until the breaker is closed would stay away for ever.
@@ -147,9 +150,10 @@ struct Shared {
 struct Sampled {
     pulse: Pulse,
     lag: Track,
-    stuck: Track,
     /// One for each check.
     tracks: Vec<Track>,
+    /// The check that is being read, and since when: what is overdue meanwhile is its doing.
+    reading: Option<(usize, Moment)>,
 }
 
 /// Settings of a [`Health`].
@@ -329,7 +333,7 @@ impl HealthBuilder {
         let now = Moment::now();
         let quiet = Track::new(rows, Signal::Good, now);
         let tracks = self.checks.iter().map(|check| Track::new(check.rows(rows), check.read(), now)).collect();
-        let state = Sampled { pulse: Pulse::new(every, now), lag: quiet.clone(), stuck: quiet.at_once(), tracks };
+        let state = Sampled { pulse: Pulse::new(every, now), lag: quiet, tracks, reading: None };
         let shared = Shared { checks: self.checks, lag: self.lag, stuck: self.stuck, state: Mutex::new(state) };
         let shared = Arc::new(shared);
         let Ok(runtime) = runtime else { unreachable!("it was a fault to have none") };
@@ -366,14 +370,26 @@ impl Health {
         let shared = &*self.0.shared;
         let now = Moment::now();
         let state = shared.state.lock();
-        let lag = state.pulse.lag(now);
-        let stuck = as_of(&state.stuck, lag, shared.stuck);
-        let lagging = if live_only { None } else { as_of(&state.lag, lag, shared.lag) };
         let mut bad: Vec<(Cow<'static, str>, Bad)> = Vec::new();
+        if let Some((check, since)) = state.reading {
+            let (took, limit) = (now.since(since), if live_only { shared.stuck } else { shared.lag });
+            if took >= limit {
+                let symptom = Symptom::Slow { took, limit };
+                bad.push((shared.checks[check].name.clone(), Bad { since, symptom }));
+            }
+        }
+        let lag = if state.reading.is_some() { Lag::NONE } else { state.pulse.lag(now) };
+        // A beat that came clears it: whoever is stuck is so now.
+        let stuck = match judge(lag.late, shared.stuck) {
+            Signal::Bad(symptom) => Some(Bad { since: lag.due, symptom }),
+            _ => None,
+        };
+        let lagging = if live_only { None } else { as_of(&state.lag, lag, shared.lag) };
         // Stuck is the worse of the two, and lagging tells nothing beside it.
         bad.extend(stuck.or(lagging).map(|bad| (LOOP.into(), bad)));
         for (check, track) in shared.checks.iter().zip(&state.tracks) {
-            if check.live || !live_only {
+            let is_told = bad.iter().any(|(name, _)| *name == check.name);
+            if !is_told && (check.live || !live_only) {
                 bad.extend(track.bad().map(|bad| (check.name.clone(), bad.clone())));
             }
         }
@@ -407,15 +423,26 @@ async fn probe(shared: Arc<Shared>) {
 impl Shared {
     /// Takes a reading of everything: when the next one is due.
     fn sample(&self) -> Moment {
-        let now = Moment::now();
-        let signals: Vec<Signal> = self.checks.iter().map(Check::read).collect();
-        let mut state = self.state.lock();
-        let lag = state.pulse.beat(now);
-        state.lag.read(judge(lag.late, self.lag), lag.weight, lag.due);
-        state.stuck.read(judge(lag.late, self.stuck), lag.weight, lag.due);
-        for (track, signal) in state.tracks.iter_mut().zip(signals) {
-            track.read(signal, 1, now);
+        let mut now = Moment::now();
+        // First of all, so that the time which signals take is no lag of the loop.
+        {
+            let mut state = self.state.lock();
+            let lag = state.pulse.beat(now);
+            state.lag.read(judge(lag.late, self.lag), lag.weight, lag.due);
         }
+        for (place, check) in self.checks.iter().enumerate() {
+            let since = now;
+            self.state.lock().reading = Some((place, since));
+            let signal = check.read();
+            now = Moment::now();
+            let (took, limit) = (now.since(since), self.lag);
+            let signal = if took >= limit { Signal::Bad(Symptom::Slow { took, limit }) } else { signal };
+            let mut state = self.state.lock();
+            state.tracks[place].read(signal, 1, since);
+            state.reading = None;
+        }
+        let mut state = self.state.lock();
+        state.pulse.resume(now);
         state.pulse.due()
     }
 }

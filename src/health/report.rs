@@ -43,6 +43,13 @@ pub enum Symptom {
         /// From when on that is bad.
         limit: Duration,
     },
+    /// The signal takes long to be read, and holds up the thread on which that is done.
+    Slow {
+        /// How long it took, or has taken so far.
+        took: Duration,
+        /// From when on that is bad.
+        limit: Duration,
+    },
     /// A circuit breaker lets nothing through.
     Circuit(State),
     /// A queue is nearly full.
@@ -62,6 +69,7 @@ impl fmt::Display for Symptom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lagging { lag, limit } => write!(f, "tasks wait {lag:?} for their turn, the limit is {limit:?}"),
+            Self::Slow { took, limit } => write!(f, "reading it takes {took:?}, the limit is {limit:?}"),
             Self::Circuit(State::ForcedOpen) => f.write_str("the circuit is held open"),
             Self::Circuit(_) => f.write_str("the circuit is open"),
             Self::Queue { queued, max_queue } => write!(f, "{queued} wait in a queue for {max_queue}"),

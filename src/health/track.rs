@@ -56,11 +56,6 @@ impl Track {
         Self { rows, row: 0, began: now, bad }
     }
 
-    /// The same flipping to bad with one reading.
-    pub(super) fn at_once(self) -> Self {
-        Self { rows: Rows { bad_after: 1, ..self.rows }, ..self }
-    }
-
     /// Takes a reading that counts as so many.
     pub(super) fn read(&mut self, signal: Signal, weight: u32, now: Moment) {
         match (signal, &mut self.bad) {
@@ -110,6 +105,11 @@ pub(super) struct Lag {
     pub(super) weight: u32,
 }
 
+impl Lag {
+    /// Nothing is late.
+    pub(super) const NONE: Self = Self { due: Moment::NEVER, late: Duration::ZERO, weight: 1 };
+}
+
 impl Pulse {
     pub(super) fn new(every: Duration, now: Moment) -> Self {
         let every = nanos(every);
@@ -133,6 +133,15 @@ impl Pulse {
         let lag = self.lag(now);
         self.due = now.plus_nanos(self.every);
         lag
+    }
+}
+
+impl Pulse {
+    /// The time until now was spent on signals: the next beat is due a period from here, if it would be late by that.
+    pub(super) fn resume(&mut self, now: Moment) {
+        if self.due < now {
+            self.due = now.plus_nanos(self.every);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where the frames of a call lie.
 
 use super::Frame;
+use crate::cancel::Wait;
 use crate::internal::seldom::Seldom;
 use crate::retry::Delays;
 
@@ -14,6 +15,8 @@ pub(super) struct Rare {
     frames: Vec<Frame>,
     /// The delays of retries with a backoff of the user's own.
     pub(super) delays: Delays,
+    /// The waits for the closing of drains that were passed, by their places, of a call that stands in a queue or sleeps.
+    pub(super) closings: Vec<(usize, Wait)>,
 }
 
 /// The frames of a call, wherever they lie: nowhere until it begins.

@@ -4,6 +4,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use super::{End, Lane, Phase, Woken};
+use crate::cancel::{CancelReason, Wait};
+use crate::drain;
 use crate::error::{Reason, Refusal};
 use crate::gate::{Entry, Needs, Pass, Ticket};
 use crate::internal::time::{Moment, Timer};
@@ -231,7 +233,7 @@ impl Lane {
                 Phase::Entering => {
                     // No attempt begins after the caller has cancelled.
                     if self.call.is_cancelled() {
-                        return Poll::Ready(Err(self.cancelled(steps)));
+                        return Poll::Ready(Err(self.cancelled_entering(steps)));
                     }
                     if let Err(refusal) = self.walk_in(steps, outline) {
                         return Poll::Ready(Err(End::Refused(self.depth as usize, refusal)));
@@ -249,11 +251,16 @@ impl Lane {
                         return Poll::Ready(Err(end));
                     }
                 }
-                Phase::Backoff => match ready!(self.poll_pause(timer.as_mut(), self.until, cx)) {
-                    Woken::Due => self.phase = Phase::Again,
-                    Woken::Deadline => return Poll::Ready(Err(self.timed_out(steps))),
-                    Woken::Cancelled => return Poll::Ready(Err(self.cancelled(steps))),
-                },
+                Phase::Backoff => {
+                    if let Some(end) = self.poll_closing(steps, cx) {
+                        return Poll::Ready(Err(end));
+                    }
+                    match ready!(self.poll_pause(timer.as_mut(), self.until, cx)) {
+                        Woken::Due => self.phase = Phase::Again,
+                        Woken::Deadline => return Poll::Ready(Err(self.timed_out(steps))),
+                        Woken::Cancelled => return Poll::Ready(Err(self.cancelled(steps))),
+                    }
+                }
                 Phase::Again => {
                     self.phase = Phase::Entering;
                     if let Err(end) = self.ask_still(steps) {
@@ -285,6 +292,43 @@ impl Lane {
             Some(reason) => End::Cancelled(reason),
             None => self.timed_out(steps),
         }
+    }
+
+    /// The same for a call on its way in. If it is a drain's shutdown that cancelled it, and that drain's gate is still
+    /// ahead, the gate's refusal tells better what happened: the call came too late, and nothing of it was done.
+    #[cold]
+    fn cancelled_entering(&mut self, steps: &[Step]) -> End {
+        let end = self.cancelled(steps);
+        let depth = self.depth as usize;
+        if !matches!(end, End::Cancelled(CancelReason::Shutdown)) || self.made > 0 {
+            return end;
+        }
+        let ahead = steps.iter().enumerate().skip(depth);
+        let closed = ahead.filter_map(|(place, step)| Some((place, step.as_drain()?)));
+        let mut closed = closed.filter(|(_, drain)| drain.phase() != drain::Phase::Open);
+        closed.next().map_or(end, |(place, drain)| End::Refused(place, drain.refuse()))
+    }
+
+    /// Whether a drain that the call has passed closes while it stands in a queue or sleeps: what has not begun can only
+    /// be refused then, and is told so at once. If not, the task is woken when one does.
+    fn poll_closing(&mut self, steps: &[Step], cx: &mut Context<'_>) -> Option<End> {
+        for (place, step) in steps[..self.depth as usize].iter().enumerate() {
+            let Some(drain) = step.as_drain() else { continue };
+            let waits = &mut self.frames.rare.get_or_insert_default().closings;
+            let at = waits.iter().position(|(other, _)| *other == place).unwrap_or_else(|| {
+                waits.push((place, Wait::for_(drain.closing_token())));
+                waits.len() - 1
+            });
+            // The waker is left before the phase is read. One of a round that is over waits for nothing any more.
+            if waits[at].1.is_over(cx.waker()) && drain.phase() == drain::Phase::Open {
+                waits[at].1 = Wait::for_(drain.closing_token());
+                waits[at].1.is_over(cx.waker());
+            }
+            if drain.phase() != drain::Phase::Open {
+                return Some(End::Refused(place, drain.refuse()));
+            }
+        }
+        None
     }
 
     /// The step whose deadline is the earliest, or `None` if it is the caller's: the innermost one that narrowed it.
@@ -325,6 +369,11 @@ impl Lane {
                 self.waited = true;
                 // A gate that names a moment gone by is asked again after a tick, not in a spin.
                 let at = at.map_or(Moment::NEVER, |at| at.max(self.call.now().plus_nanos(1)));
+                if let Some(end) = self.poll_closing(steps, cx) {
+                    self.phase = Phase::Left;
+                    self.leave_queue(steps);
+                    return Poll::Ready(Err(end));
+                }
                 let leaves = self.leaves_queue_at(steps, outline);
                 let end = match ready!(self.poll_pause(timer, at.min(leaves), cx)) {
                     Woken::Due => match self.too_late(steps, outline, self.call.now()) {
