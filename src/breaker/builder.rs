@@ -9,12 +9,12 @@ use tokio::sync::Notify;
 
 use super::state::{Machine, Settings};
 use super::tally::{Ring, Tally};
-use super::{CircuitBreaker, Listener, Rules, Shared, State, word};
+use super::{CircuitBreaker, Listener, Locked, Rules, Shared, State, reaches, word};
 use crate::error::{ConfigError, Faults, Name};
 use crate::gate::IntoGate;
 use crate::internal::rng::entropy;
-use crate::internal::sync::{AtomicU64, Mutex};
-use crate::internal::time::nanos;
+use crate::internal::sync::AtomicU64;
+use crate::internal::time::{Moment, nanos};
 use crate::internal::window::Window;
 
 const DEFAULT_RATE: f64 = 0.5;
@@ -166,7 +166,7 @@ impl BreakerBuilder {
     }
 
     /// Opens when at least this share of the calls in the window lasted as long as this or longer, whatever came of
-    /// them.
+    /// them. Half-open asks the same of its probes.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -229,8 +229,8 @@ impl BreakerBuilder {
         self
     }
 
-    /// Opens again when at least this share of the probes failed, above 0 up to 1: the failure rate unless said, or
-    /// 0.5.
+    /// Opens again when at least this share of the probes failed, above 0 up to 1: the failure rate by default, or
+    /// 0.5. A probe that is slow and good counts for the rate of [`slow_calls`](Self::slow_calls) only.
     ///
     /// ```
     /// # use resile::{CircuitBreaker, State};
@@ -333,7 +333,8 @@ impl BreakerBuilder {
         self
     }
 
-    /// How long half-open may last from its first probe on before it counts as failed, 1 ms to 24 h.
+    /// How long half-open may last from its first probe on, 1 ms to 24 h. Then it opens again if a probe failed or is
+    /// missing. If all answers were good, it goes on with those that it has.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -344,9 +345,13 @@ impl BreakerBuilder {
     /// let breaker = breaker.half_open_for(Duration::from_secs(1)).build()?;
     /// breaker.try_acquire()?.failure();
     /// breaker.wait_for(State::HalfOpen).await;
-    /// breaker.try_acquire()?.success();                // the second probe does not come
+    /// breaker.try_acquire()?.success();
     /// tokio::time::advance(Duration::from_secs(1)).await;
-    /// assert_eq!(breaker.state(), State::Open);
+    /// assert_eq!(breaker.state(), State::HalfOpen, "nothing speaks against the peer");
+    ///
+    /// let _hangs = breaker.try_acquire()?;
+    /// tokio::time::advance(Duration::from_secs(1)).await;
+    /// assert_eq!(breaker.state(), State::Open, "the second probe is missing");
     /// # Ok(()) }
     /// ```
     pub const fn half_open_for(mut self, time: Duration) -> Self {
@@ -419,7 +424,11 @@ impl BreakerBuilder {
         self
     }
 
-    /// Called after each change of state with the old and the new one, once, by whoever caused it, with no lock held.
+    /// Called after each change of state with the old and the new one, once and in order, with no lock held.
+    ///
+    /// One thread at a time tells the changes, also those that others cause meanwhile, so the state may have moved on by
+    /// then. A change that the listener itself causes is told after it has returned. If it panics, later changes are told
+    /// all the same, and the panic goes on in the call that told it.
     ///
     /// ```
     /// # use std::sync::{Arc, Mutex};
@@ -499,7 +508,8 @@ impl BreakerBuilder {
         let probe_rate = self.probe_failure_rate.or(rate).unwrap_or(DEFAULT_RATE);
         let machine = Machine::new(Settings {
             probes: self.probes,
-            fatal_probes: ((f64::from(self.probes) * probe_rate).ceil() as u32).max(1),
+            fatal_probes: fewest(self.probes, probe_rate),
+            fatal_slow: self.slow.map_or(self.probes + 1, |(_, rate)| fewest(self.probes, rate)),
             open_for: nanos(self.open_for),
             growth: self.open_growth,
             max_open: nanos(self.max_open_for.max(self.open_for)),
@@ -510,6 +520,7 @@ impl BreakerBuilder {
         });
         Ok(CircuitBreaker(Arc::new(Shared {
             word: AtomicU64::new(word(State::Closed, machine.generation())),
+            until: AtomicU64::new(Moment::NEVER.nanos()),
             streak: AtomicU64::new(0),
             tally,
             rules: Rules {
@@ -519,10 +530,11 @@ impl BreakerBuilder {
                 min_calls: self.minimum().into(),
                 consecutive: self.consecutive.map(u64::from),
                 abandoned_after: nanos(abandoned_after),
+                max_open: nanos(self.max_open_for.max(self.open_for)),
                 observe_only: self.observe_only,
             },
             would_refuse: AtomicU64::new(0),
-            machine: Mutex::new(machine),
+            locked: Locked::new(machine),
             changed: Notify::new(),
             listener: self.listener,
             name: self.name,
@@ -580,6 +592,11 @@ impl BreakerBuilder {
         }
         faults.into_result()
     }
+}
+
+/// The fewest of so many probes that reach a rate: at least one.
+fn fewest(probes: u32, rate: f64) -> u32 {
+    (1..=probes).find(|count| reaches((*count).into(), probes.into(), rate)).unwrap_or(probes)
 }
 
 impl fmt::Debug for BreakerBuilder {

@@ -6,23 +6,24 @@ use tokio::sync::Notify;
 
 use super::state::Machine;
 use super::tally::Counts;
-use super::{CircuitBreaker, Shared, State, word};
+use super::{CircuitBreaker, Locked, Shared, State, word};
 use crate::error::Refusal;
-use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
+use crate::internal::sync::{AtomicU64, Relaxed};
 use crate::internal::time::Moment;
 use crate::keyed::PerKey;
 
 impl PerKey for CircuitBreaker {
     fn another(&self) -> Self {
-        let Shared { tally, rules, machine, listener, name, .. } = &*self.0;
-        let machine = Machine::new(machine.lock().settings().clone());
+        let Shared { tally, rules, locked, listener, name, .. } = &*self.0;
+        let machine = Machine::new(locked.lock().machine.settings().clone());
         Self(Arc::new(Shared {
             word: AtomicU64::new(word(State::Closed, machine.generation())),
+            until: AtomicU64::new(Moment::NEVER.nanos()),
             streak: AtomicU64::new(0),
             tally: tally.another(),
             rules: rules.clone(),
             would_refuse: AtomicU64::new(0),
-            machine: Mutex::new(machine),
+            locked: Locked::new(machine),
             changed: Notify::new(),
             listener: listener.clone(),
             name: name.clone(),
@@ -32,7 +33,7 @@ impl PerKey for CircuitBreaker {
     /// Closed, with nothing in its window, no failures in a row if those count, and no longer period to come.
     fn is_fresh(&self, now: Moment) -> bool {
         let rested = {
-            let machine = self.0.machine.lock();
+            let Locked { machine, .. } = &*self.0.locked.lock();
             machine.state() == State::Closed && machine.is_rested()
         };
         let streak = self.0.rules.consecutive.is_none() || self.0.streak.load(Relaxed) == 0;
@@ -45,10 +46,13 @@ impl CircuitBreaker {
         if self.enter_at_once().is_some() || self.0.rules.observe_only {
             return Ok(());
         }
-        let no = self.change(|machine| {
-            machine.tick(now);
-            machine.look(now)
-        });
+        let no = match self.decide_unlocked(now) {
+            Some(decided) => decided.err(),
+            None => self.change(|machine| {
+                machine.tick(now);
+                machine.look(now)
+            }),
+        };
         no.map_or(Ok(()), |no| Err(self.refusal(no, now)))
     }
 }

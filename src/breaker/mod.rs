@@ -4,7 +4,7 @@
 //!              too many failures, or too many slow calls
 //!   Closed ───────────────────────────────────────────────▶ Open ◀──────────┐
 //!     ▲                                                       │ its period  │ too many probes failed,
-//!     │                                                       ▼ is over     │ or it took too long
+//!     │                                                       ▼ is over     │ or did not come back
 //!     └──────────────────────────────────────────────────  HalfOpen ────────┘
 //!                       enough probes went well
 //! ```
@@ -42,7 +42,7 @@
 //! | [`open_for`](BreakerBuilder::open_for) | 500 ms, doubling to 5 s | every second after the peer is back is an outage of the breaker's own; see below |
 //! | [`open_jitter`](BreakerBuilder::open_jitter) | 0.1 | so that a fleet does not probe at once |
 //! | [`probes`](BreakerBuilder::probes) | 3 | one lucky answer is no proof |
-//! | [`half_open_for`](BreakerBuilder::half_open_for) | 60 s | probes that don't come back are an answer too |
+//! | [`half_open_for`](BreakerBuilder::half_open_for) | 60 s | probes that fail or don't come back in that time are an answer, too |
 //! | [`probe_lease`](BreakerBuilder::probe_lease) | 30 s | a probe that hangs must not keep the others out |
 //! | [`abandoned_after`](BreakerBuilder::abandoned_after) | the slow-call threshold, or 1 s | see below |
 //!
@@ -54,14 +54,17 @@
 //! least `min_calls` in the window, a share of failures (or of slow calls) at or above the rate opens the circuit. A
 //! quick success never does. Time windows are counted in 16 slices.
 //!
-//! Half-open admits `probes` calls and judges them by ratio, as soon as the rest can't change the verdict. Results of
+//! Half-open admits `probes` calls and judges them by ratio, as soon as the rest can't change the verdict: failures by
+//! `probe_failure_rate`, slow answers by the rate of `slow_calls`, where a slow answer that is good counts for that rate
+//! only. If `half_open_for` passes first, a failed or unanswered probe opens the circuit again; if all answers so far were
+//! good, it goes on, so that a peer with few calls closes after as many as it takes. Results of
 //! calls that were let in under an earlier state move nothing. (A good call that is being counted in the very moment in
 //! which the state changes may be counted in the next one.)
 //!
 //! An open circuit refuses with the time at which it will be half open. While all probes are on their way, nobody knows
 //! when they will be answered; most likely after about the length of a call. The advice then is a quarter of the time that
-//! the youngest has been out already, and at most the end of the first lease. (The lease alone would send callers away for
-//! far too long: it is there for peers that hang.)
+//! the youngest has been out already, at least 10 ms, and at most the end of the first lease. (The
+//! lease alone would send callers away for far too long: it is there for peers that hang.)
 //!
 //! # Choosing the times
 //!
@@ -89,7 +92,7 @@
 //! Closed, a call costs one load to enter. To leave, with a time window, it looks once more and adds to a word that only
 //! its thread writes: no locked instruction. As many threads as there are cores, at most 16, own such words; all others
 //! share one set of them, by compare-and-swap. A window of calls is one ring for all threads. No lock is taken until
-//! something fails. Memory: 384 bytes for each set of a time window, one byte per call for a count.
+//! something fails, nor while the circuit is open: a refusal is two loads. Memory: 384 bytes for each set of a time window, one byte per call for a count.
 
 mod builder;
 mod keyed;
@@ -99,7 +102,9 @@ mod tally;
 #[cfg(all(test, resile_loom))]
 mod loom;
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +112,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::call::Call;
-use crate::error::{Name, Refusal};
+use crate::error::{Name, Reason, Refusal};
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Times};
 use crate::guard::guarded;
 use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
@@ -158,15 +163,40 @@ type Listener = Arc<dyn Fn(State, State) + Send + Sync>;
 struct Shared {
     /// The state and its generation as one word, for the path that takes no lock. Written under the lock.
     word: AtomicU64,
+    /// When an open circuit becomes half open, in nanoseconds. Written before the word that says it is open, so whoever has
+    /// read that word finds this period or a later one.
+    until: AtomicU64,
     /// The failures in a row.
     streak: AtomicU64,
     tally: Tally,
     rules: Rules,
     would_refuse: AtomicU64,
-    machine: Mutex<Machine>,
+    locked: Mutex<Locked>,
     changed: Notify,
     listener: Option<Listener>,
     name: Name,
+}
+
+/// What the lock guards.
+#[derive(Debug)]
+struct Locked {
+    machine: Machine,
+    /// Changes that the listener has not been told, oldest first.
+    untold: VecDeque<(State, State)>,
+    /// A thread is telling them.
+    telling: bool,
+}
+
+impl Locked {
+    const fn new(machine: Machine) -> Mutex<Self> {
+        Mutex::new(Self { machine, untold: VecDeque::new(), telling: false })
+    }
+}
+
+/// Whether so many of so many calls are at least this share. By division: a product of the share would be rounded up past
+/// the count that it stands for (0.07 × 100 is more than 7).
+fn reaches(count: u64, calls: u64, rate: f64) -> bool {
+    count as f64 / calls as f64 >= rate
 }
 
 #[derive(Clone, Debug)]
@@ -178,20 +208,25 @@ struct Rules {
     min_calls: u64,
     consecutive: Option<u64>,
     abandoned_after: u64,
+    /// The longest open period, in nanoseconds.
+    max_open: u64,
     observe_only: bool,
 }
 
 /// The low bits of the word.
 const CODE_BITS: u32 = 3;
 const CLOSED: u64 = 0;
+const OPEN: u64 = 1;
+const FORCED_OPEN: u64 = 3;
+const FORCED_CLOSED: u64 = 4;
 
 fn word(state: State, generation: u64) -> u64 {
     let code = match state {
         State::Closed => CLOSED,
-        State::Open => 1,
+        State::Open => OPEN,
         State::HalfOpen => 2,
-        State::ForcedOpen => 3,
-        State::ForcedClosed => 4,
+        State::ForcedOpen => FORCED_OPEN,
+        State::ForcedClosed => FORCED_CLOSED,
     };
     generation << CODE_BITS | code
 }
@@ -310,7 +345,7 @@ impl CircuitBreaker {
             if self.state() == state {
                 return;
             }
-            let due = self.0.machine.lock().due();
+            let due = self.0.locked.lock().machine.due();
             match due.to_instant() {
                 Some(at) if due < Moment::NEVER => {
                     let _ = tokio::time::timeout_at(at, changed).await;
@@ -322,30 +357,65 @@ impl CircuitBreaker {
 
     /// How long it stays open the first time, for `lint`.
     pub(crate) fn open_for(&self) -> Duration {
-        Duration::from_nanos(self.0.machine.lock().open_for())
+        Duration::from_nanos(self.0.locked.lock().machine.open_for())
     }
 
     /// Changes the machine under the lock, then tells the word, and after the lock is released the world.
     fn change<R>(&self, change: impl FnOnce(&mut Machine) -> R) -> R {
-        let mut machine = self.0.machine.lock();
+        let mut locked = self.0.locked.lock();
+        let Locked { machine, untold, telling } = &mut *locked;
         let (generation, due) = (machine.generation(), machine.due());
-        let result = change(&mut machine);
+        let result = change(machine);
         let changes = machine.take_changes();
         if machine.generation() != generation && machine.state() == State::Closed {
             // Before anybody can count in the new generation.
             self.0.tally.clear();
             self.0.streak.store(0, Relaxed);
         }
-        let moved = !changes.is_empty() || machine.due() != due;
-        self.0.word.store(word(machine.state(), machine.generation()), Release);
-        drop(machine);
+        let moved = machine.generation() != generation || machine.due() != due;
+        if moved {
+            self.0.until.store(machine.due().nanos(), Relaxed);
+            self.0.word.store(word(machine.state(), machine.generation()), Release);
+        }
+        let mut tells = false;
+        if self.0.listener.is_some() && !changes.is_empty() {
+            untold.extend(changes);
+            tells = !std::mem::replace(telling, true);
+        }
+        drop(locked);
         if moved {
             self.0.changed.notify_waiters();
         }
-        if let Some(listener) = &self.0.listener {
-            changes.into_iter().for_each(|(from, to)| listener(from, to));
+        if tells {
+            self.tell();
         }
         result
+    }
+
+    /// Tells the listener what it has not been told, in order, also what other threads add meanwhile: they leave it to
+    /// this one. No lock is held while the listener runs. If it panics, the rest is told all the same, and the first panic
+    /// goes on.
+    #[cold]
+    fn tell(&self) {
+        let Some(listener) = &self.0.listener else { return };
+        let mut panic = None;
+        loop {
+            let mut locked = self.0.locked.lock();
+            let Some((from, to)) = locked.untold.pop_front() else {
+                locked.telling = false;
+                break;
+            };
+            drop(locked);
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| listener(from, to))) {
+                panic.get_or_insert(payload);
+            }
+        }
+        if let Some(payload) = panic {
+            // A second panic while one unwinds would abort.
+            if !std::thread::panicking() {
+                resume_unwind(payload);
+            }
+        }
     }
 
     #[inline]
@@ -354,11 +424,36 @@ impl CircuitBreaker {
         (word & ((1 << CODE_BITS) - 1) == CLOSED).then(|| Pass::new(word >> CODE_BITS, 0))
     }
 
+    /// What a circuit that is not closed says without its lock, if it can: refusing is what it is asked most in an outage.
+    ///
+    /// A period that is over, or that a clock from further ahead has set, is for the lock to decide.
+    fn decide_unlocked(&self, now: Moment) -> Option<Result<Admission, No>> {
+        let word = self.0.word.load(Acquire);
+        Some(match word & ((1 << CODE_BITS) - 1) {
+            OPEN => {
+                let at = Moment::from_nanos(self.0.until.load(Relaxed));
+                let left = at.nanos_since(now);
+                (1..=self.0.rules.max_open).contains(&left).then_some(Err(No { reason: Reason::CircuitOpen, at }))?
+            }
+            FORCED_OPEN => Err(No { reason: Reason::ForcedOpen, at: Moment::NEVER }),
+            FORCED_CLOSED => Ok(UNCOUNTED),
+            _ => return None,
+        })
+    }
+
+    /// The same by the machine. If the clock has changed the state, a listener is told before the call is let in: should
+    /// it panic, no probe's place is lost.
+    fn decide(&self, now: Moment) -> Result<Admission, No> {
+        let decided = self.change(|machine| {
+            machine.tick(now);
+            (!machine.has_changes()).then(|| machine.admit(now))
+        });
+        decided.unwrap_or_else(|| self.change(|machine| machine.admit(now)))
+    }
+
     #[cold]
     fn enter_unclosed(&self, now: Moment) -> Entry {
-        // In two steps: a listener that panics at the change must not take a probe's place with it.
-        self.change(|machine| machine.tick(now));
-        match self.change(|machine| machine.admit(now)) {
+        match self.decide_unlocked(now).unwrap_or_else(|| self.decide(now)) {
             Ok(Admission { generation, probe }) => Entry::Pass(Pass::new(generation, probe)),
             Err(_) if self.0.rules.observe_only => {
                 self.0.would_refuse.fetch_add(1, Relaxed);
@@ -407,8 +502,7 @@ impl CircuitBreaker {
             let streak = if sample.good { 0 } else { streak.load(Relaxed) + 1 };
             self.0.streak.store(streak, Relaxed);
             let counts = tally.counts(now);
-            let share =
-                |count: u64, rate: Option<f64>| rate.is_some_and(|rate| count as f64 >= rate * counts.calls as f64);
+            let share = |count, rate: Option<f64>| rate.is_some_and(|rate| reaches(count, counts.calls, rate));
             let enough = counts.calls >= rules.min_calls;
             let bad = enough && (share(counts.failures, rules.failure_rate) || share(counts.slow, rules.slow_rate));
             if bad || rules.consecutive.is_some_and(|limit| streak >= limit) {
@@ -449,9 +543,7 @@ impl CircuitBreaker {
     fn leave_unclosed(&self, admission: Admission, outcome: &Outcome) {
         let sample = self.sample(outcome);
         let now = sample.map_or_else(Moment::now, |(_, now)| now);
-        // A slow probe is no good sign where slow calls count.
-        let verdict = sample.map(|(sample, _)| sample.good && !sample.slow);
-        self.change(|machine| machine.report(admission, verdict, now));
+        self.change(|machine| machine.report(admission, sample.map(|(sample, _)| sample), now));
     }
 }
 
@@ -481,6 +573,11 @@ impl Gate for CircuitBreaker {
         }
         // Nobody passes from a queue into a peer whose circuit has opened meanwhile.
         let now = call.now();
+        match self.decide_unlocked(now) {
+            Some(Err(no)) => return Err(self.refusal(no, now)),
+            Some(Ok(_)) => return Ok(()),
+            None => {}
+        }
         let (state, no) = self.change(|machine| {
             machine.tick(now);
             (machine.state(), machine.no(now))
@@ -508,6 +605,8 @@ impl fmt::Debug for CircuitBreaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CircuitBreaker")
             .field("name", &self.0.name)
+            .field("state", &self.0.locked.lock().machine.state())
+            .field("counts", &self.counts())
             .field("rules", &self.0.rules)
             .finish_non_exhaustive()
     }

@@ -5,16 +5,19 @@
 //! 2. In half-open, probes on their way and verdicts together are never more than `probes`.
 //! 3. What the clock alone changes (open to half-open, a half-open that lasts too long, a probe whose lease is over) is
 //!    dated to when it fell due, however late it is noticed.
+//! 4. No moment lies further ahead than the longest time that could have been set for it: a runtime whose clock is behind
+//!    dates it back, so that it does not wait for a time that only the other runtime will see.
 
 use smallvec::SmallVec;
 
 use super::State;
+use super::tally::Sample;
 use crate::error::Reason;
 use crate::internal::rng::{mix, up_to};
 use crate::internal::time::Moment;
 
-/// The least advice while probes are on their way: the timer's grain.
-const SOONEST: u64 = 1_000_000;
+/// The least advice while probes are on their way: a quick answer of a peer. Less would invite callers to spin.
+const SOONEST: u64 = 10_000_000;
 
 /// Checked settings, times in nanoseconds.
 #[derive(Clone, Debug)]
@@ -22,6 +25,8 @@ pub(super) struct Settings {
     pub(super) probes: u32,
     /// So many failed probes open the circuit again.
     pub(super) fatal_probes: u32,
+    /// So many slow probes do, too; more than there are if slow calls don't count.
+    pub(super) fatal_slow: u32,
     pub(super) open_for: u64,
     pub(super) growth: f64,
     pub(super) max_open: u64,
@@ -48,14 +53,60 @@ struct HalfOpen {
     probes: SmallVec<[Probe; 4]>,
     good: u32,
     bad: u32,
+    /// Those of both that were slow.
+    slow: u32,
+    /// A probe was not answered in its time.
+    lost: bool,
 }
 
 impl HalfOpen {
+    fn new() -> Self {
+        Self { expires: Moment::NEVER, probes: SmallVec::new(), good: 0, bad: 0, slow: 0, lost: false }
+    }
+
     /// When to ask again, at the latest when the clock alone frees a place.
-    fn advice(&self, now: Moment, lease: u64) -> Moment {
+    fn advice(&self, now: Moment, settings: &Settings) -> Moment {
         let ends = self.probes.iter().map(|probe| probe.lease);
-        let out = ends.clone().max().map_or(0, |youngest| lease.saturating_sub(youngest.nanos_since(now)));
-        now.plus_nanos((out / 4).max(SOONEST)).min(ends.min().unwrap_or(Moment::NEVER)).min(self.expires)
+        let out = ends.clone().max().map_or(0, |youngest| settings.lease.saturating_sub(youngest.nanos_since(now)));
+        let asked = now.plus_nanos((out / 4).max(SOONEST)).min(ends.min().unwrap_or(Moment::NEVER));
+        if self.is_doubtful() { asked.min(self.expires) } else { asked }
+    }
+
+    /// Whether it opens again when its life is over, instead of going on.
+    fn is_doubtful(&self) -> bool {
+        self.bad > 0 || self.lost
+    }
+
+    /// Gives up the probes whose leases are over.
+    fn prune(&mut self, now: Moment) {
+        let before = self.probes.len();
+        self.probes.retain(|probe| now < probe.lease);
+        self.lost |= self.probes.len() < before;
+    }
+
+    /// At the end of its life: whether it goes on, since every answer was good and none is missing. A probe that has been
+    /// out for a whole life is missing, whatever its lease.
+    fn goes_on(&mut self, settings: &Settings) -> bool {
+        let expired = self.expires;
+        self.prune(expired);
+        let out_since = |probe: &Probe| Moment::from_nanos(probe.lease.nanos().saturating_sub(settings.lease));
+        self.lost |= self.probes.iter().any(|probe| out_since(probe).plus_nanos(settings.half_open_for) <= expired);
+        if self.is_doubtful() {
+            return false;
+        }
+        self.expires = if self.probes.is_empty() { Moment::NEVER } else { expired.plus_nanos(settings.half_open_for) };
+        true
+    }
+
+    /// Dates back what lies further ahead than it could have been set.
+    fn heal(&mut self, now: Moment, settings: &Settings) {
+        let (longest, lease) = (now.plus_nanos(settings.half_open_for), now.plus_nanos(settings.lease));
+        if self.expires != Moment::NEVER {
+            self.expires = self.expires.min(longest);
+        }
+        for probe in &mut self.probes {
+            probe.lease = probe.lease.min(lease);
+        }
     }
 }
 
@@ -144,16 +195,27 @@ impl Machine {
     /// Makes the changes that fell due by now.
     pub(super) fn tick(&mut self, now: Moment) {
         if let Phase::HalfOpen(half) = &mut self.phase {
-            if now >= half.expires {
+            half.heal(now, &self.settings);
+            while now >= half.expires {
                 let expired = half.expires;
-                self.open(expired);
-            } else {
-                half.probes.retain(|probe| now < probe.lease);
+                if !half.goes_on(&self.settings) {
+                    self.open(expired);
+                    break;
+                }
             }
         }
-        if matches!(self.phase, Phase::Open { until } if now >= until) {
-            self.turn(Phase::HalfOpen(HalfOpen { expires: Moment::NEVER, probes: SmallVec::new(), good: 0, bad: 0 }));
+        let longest = now.plus_nanos(self.settings.max_open);
+        match &mut self.phase {
+            Phase::HalfOpen(half) => half.prune(now),
+            Phase::Open { until } if now >= *until => self.turn(Phase::HalfOpen(HalfOpen::new())),
+            Phase::Open { until } => *until = longest.min(*until),
+            _ => {}
         }
+    }
+
+    /// Whether changes have been made that nobody was told of.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
     }
 
     pub(super) fn admit(&mut self, now: Moment) -> Result<Admission, No> {
@@ -196,14 +258,17 @@ impl Machine {
         let (reason, at) = match &self.phase {
             Phase::Open { until } => (Reason::CircuitOpen, *until),
             Phase::ForcedOpen => (Reason::ForcedOpen, Moment::NEVER),
-            Phase::HalfOpen(half) => (Reason::Probing, half.advice(now, self.settings.lease)),
+            Phase::HalfOpen(half) => (Reason::Probing, half.advice(now, &self.settings)),
             Phase::Closed | Phase::ForcedClosed => (Reason::Probing, now),
         };
         No { reason, at }
     }
 
-    /// A probe comes back: with a verdict (`true` is good), or with none.
-    pub(super) fn report(&mut self, admission: Admission, verdict: Option<bool>, now: Moment) {
+    /// A probe comes back: with what it says about the peer, or with nothing.
+    ///
+    /// A slow answer counts for the slow rate, whether it is good or not, and a failure for the failure rate. The circuit
+    /// closes as soon as the probes that are still to come could reach neither.
+    pub(super) fn report(&mut self, admission: Admission, sample: Option<Sample>, now: Moment) {
         self.tick(now);
         if admission.generation != self.generation {
             return;
@@ -211,15 +276,15 @@ impl Machine {
         let Phase::HalfOpen(half) = &mut self.phase else { return };
         let Some(place) = half.probes.iter().position(|probe| probe.id == admission.probe) else { return };
         half.probes.swap_remove(place);
-        match verdict {
-            None => return,
-            Some(true) => half.good += 1,
-            Some(false) => half.bad += 1,
-        }
-        let (probes, fatal) = (self.settings.probes, self.settings.fatal_probes);
-        if half.bad >= fatal {
+        let Some(sample) = sample else { return };
+        half.good += u32::from(sample.good);
+        half.bad += u32::from(!sample.good);
+        half.slow += u32::from(sample.slow);
+        let (fatal, fatal_slow) = (self.settings.fatal_probes, self.settings.fatal_slow);
+        let left = self.settings.probes - half.good - half.bad;
+        if half.bad >= fatal || half.slow >= fatal_slow {
             self.open(now);
-        } else if probes - half.good < fatal {
+        } else if half.bad + left < fatal && half.slow + left < fatal_slow {
             self.streak = 0;
             self.turn(Phase::Closed);
         }
@@ -268,11 +333,15 @@ mod tests {
     use super::*;
 
     const S: u64 = 1_000_000_000;
+    const GOOD: Option<Sample> = Some(Sample { good: true, slow: false });
+    const BAD: Option<Sample> = Some(Sample { good: false, slow: false });
+    const SLOW: Option<Sample> = Some(Sample { good: true, slow: true });
 
     fn settings() -> Settings {
         Settings {
             probes: 2,
             fatal_probes: 1,
+            fatal_slow: u32::MAX,
             open_for: 5 * S,
             growth: 2.0,
             max_open: 60 * S,
@@ -331,10 +400,10 @@ mod tests {
         let hung = machine.admit(Moment::at(now)).unwrap();
         let late = now + 10 * S;
         let (one, two) = (machine.admit(Moment::at(late)).unwrap(), machine.admit(Moment::at(late)).unwrap());
-        machine.report(hung, Some(false), Moment::at(late));
+        machine.report(hung, BAD, Moment::at(late));
         assert_eq!(machine.state(), State::HalfOpen);
-        machine.report(one, Some(true), Moment::at(late));
-        machine.report(two, Some(true), Moment::at(late));
+        machine.report(one, GOOD, Moment::at(late));
+        machine.report(two, GOOD, Moment::at(late));
         assert_eq!(machine.state(), State::Closed);
     }
 
@@ -350,6 +419,69 @@ mod tests {
     }
 
     #[test]
+    fn good_answers_alone_do_not_make_a_half_open_state_fail() {
+        let (mut machine, mut now) = half_open(Settings { probes: 3, ..settings() });
+        for _ in 0..2 {
+            let probe = machine.admit(Moment::at(now)).unwrap();
+            machine.report(probe, GOOD, Moment::at(now));
+            now += 1000 * S;
+            machine.tick(Moment::at(now));
+            assert_eq!(machine.state(), State::HalfOpen);
+        }
+        let probe = machine.admit(Moment::at(now)).unwrap();
+        machine.report(probe, GOOD, Moment::at(now));
+        assert_eq!(machine.state(), State::Closed);
+    }
+
+    #[test]
+    fn a_failure_or_a_missing_answer_lets_the_half_open_state_fail_when_its_life_is_over() {
+        for (verdict, lease) in [(BAD, 10 * S), (None, 10 * S), (None, 40 * S)] {
+            let (mut machine, now) = half_open(Settings { probes: 3, fatal_probes: 2, lease, ..settings() });
+            let probe = machine.admit(Moment::at(now)).unwrap();
+            if verdict.is_some() {
+                machine.report(probe, verdict, Moment::at(now));
+            }
+            machine.tick(Moment::at(now + 30 * S));
+            assert_eq!(machine.state(), State::Open, "{verdict:?} {lease}");
+        }
+    }
+
+    #[test]
+    fn slow_probes_count_for_the_slow_rate_alone() {
+        // One of two may be slow, none may fail; and the other way round.
+        let (mut machine, now) = half_open(Settings { fatal_probes: 1, fatal_slow: 2, ..settings() });
+        let at = Moment::at(now);
+        let (one, two) = (machine.admit(at).unwrap(), machine.admit(at).unwrap());
+        machine.report(one, SLOW, at);
+        assert_eq!(machine.state(), State::HalfOpen);
+        machine.report(two, GOOD, at);
+        assert_eq!(machine.state(), State::Closed);
+        let (mut machine, _) = half_open(Settings { fatal_probes: 2, fatal_slow: 1, ..settings() });
+        let one = machine.admit(at).unwrap();
+        machine.report(one, SLOW, at);
+        assert_eq!(machine.state(), State::Open);
+    }
+
+    /// Of a runtime whose clock is an hour ahead.
+    #[test]
+    fn a_clock_that_is_behind_waits_no_longer_than_the_longest_period() {
+        const HOUR: u64 = 3600 * S;
+        let mut machine = Machine::new(settings());
+        machine.trip(0, Moment::at(HOUR));
+        machine.tick(Moment::at(0));
+        assert_eq!(machine.due(), Moment::at(60 * S));
+        let (mut machine, _) = half_open(settings());
+        let _ = machine.admit(Moment::at(HOUR));
+        machine.tick(Moment::at(10 * S));
+        assert_eq!(machine.due(), Moment::at(40 * S));
+        machine.tick(Moment::at(20 * S));
+        assert!(
+            machine.admit(Moment::at(20 * S)).is_ok() && machine.admit(Moment::at(20 * S)).is_ok(),
+            "its lease was over"
+        );
+    }
+
+    #[test]
     fn open_periods_grow_up_to_their_cap_and_start_small_after_closing() {
         let mut machine = Machine::new(settings());
         let mut now = 0;
@@ -360,7 +492,7 @@ mod tests {
             periods.push(until.since(Moment::at(now)).as_secs());
             now += periods.last().unwrap() * S;
             let probe = machine.admit(Moment::at(now)).unwrap();
-            machine.report(probe, Some(false), Moment::at(now));
+            machine.report(probe, BAD, Moment::at(now));
         }
         assert_eq!(periods, [5, 10, 20, 40, 60, 60]);
         machine.reset();
@@ -382,7 +514,7 @@ mod tests {
     enum Op {
         Wait(u64),
         Admit,
-        Report(usize, Option<bool>),
+        Report(usize, Option<(bool, bool)>),
         Trip,
         Force(bool),
         Reset,
@@ -392,7 +524,7 @@ mod tests {
         prop_oneof![
             3 => (0_u64..8 * S).prop_map(Op::Wait),
             6 => Just(Op::Admit),
-            6 => (0_usize..16, proptest::option::of(any::<bool>())).prop_map(|(which, verdict)| Op::Report(which, verdict)),
+            6 => (0_usize..16, proptest::option::of(any::<(bool, bool)>())).prop_map(|(which, verdict)| Op::Report(which, verdict)),
             2 => Just(Op::Trip),
             1 => any::<bool>().prop_map(Op::Force),
             1 => Just(Op::Reset),
@@ -403,8 +535,10 @@ mod tests {
         /// Laws: only legal changes of state; generations only grow; in half-open never more on their way and judged
         /// than probes; a refusal changes nothing that the clock has not.
         #[test]
-        fn whatever_happens_the_machine_keeps_its_laws(ops in proptest::collection::vec(op(), 0..200), probes in 1_u32..5) {
-            let mut machine = Machine::new(Settings { probes, fatal_probes: probes.div_ceil(2), ..settings() });
+        fn whatever_happens_the_machine_keeps_its_laws(ops in proptest::collection::vec(op(), 0..200), probes in 1_u32..5, slow_counts: bool) {
+            let fatal = probes.div_ceil(2);
+            let mut machine =
+                Machine::new(Settings { probes, fatal_probes: fatal, fatal_slow: slow_counts.then_some(fatal).unwrap_or(u32::MAX), ..settings() });
             let mut now = Moment::at(0);
             let mut out: Vec<Admission> = Vec::new();
             for op in ops {
@@ -426,7 +560,8 @@ mod tests {
                         let admission = out.swap_remove(which % out.len());
                         machine.tick(now);
                         let before = (machine.phase.clone(), machine.generation);
-                        machine.report(admission, verdict, now);
+                        let sample = verdict.map(|(good, slow)| Sample { good, slow });
+                        machine.report(admission, sample, now);
                         if admission.generation != before.1 {
                             prop_assert_eq!(before, (machine.phase.clone(), machine.generation));
                         }
@@ -439,6 +574,7 @@ mod tests {
                 prop_assert!(machine.generation() >= generation);
                 if let Phase::HalfOpen(half) = &machine.phase {
                     prop_assert!(half.good + half.bad + half.probes.len() as u32 <= probes);
+                    prop_assert!(half.good + half.bad < probes, "with all answers in, it has decided");
                 }
                 for (from, to) in machine.take_changes() {
                     use State::{Closed, HalfOpen, Open};

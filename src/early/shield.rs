@@ -1,5 +1,7 @@
 //! Shield: the operation goes on in a task although its caller has left, and holds its passes until it really ends.
 
+#![allow(clippy::type_complexity, reason = "the types say what runs where, and nobody has to write them")]
+
 use std::borrow::Borrow;
 use std::fmt;
 use std::future::Future;
@@ -217,7 +219,7 @@ impl<C> ShieldBuilder<C> {
         let count = Arc::new(AtomicU32::new(0));
         let make = Counted { make, made: count.clone() };
         let run = Run::to_make(self.policy, self.judge, self.inner, make, once);
-        let spawn = Spawn { run: Some(run), tasks, detached, spawn: spawn_run, tell: Run::told_caller };
+        let spawn = Spawn { run: Some(run), tasks, detached, start: spawn_run, tell: Run::told_caller };
         Shield { wait: Run::to_make(FewSteps::none(), ByResult, self.outer, spawn, true), made: count }
     }
 }
@@ -356,7 +358,7 @@ pub(crate) struct Spawn<R, T, E> {
     run: Option<R>,
     tasks: Tasks,
     detached: bool,
-    spawn: fn(&Tasks, Option<Context>, R) -> Handle<T, E>,
+    start: fn(&Tasks, Option<Context>, R) -> Handle<T, E>,
     tell: fn(&mut R, Moment),
 }
 
@@ -376,7 +378,7 @@ impl<R, T, E> Make<Shielded<T, E>> for Spawn<R, T, E> {
         let mut run = self.run.take()?;
         (self.tell)(&mut run, caller.ends());
         let lasting = if self.detached { None } else { context::current().map(|context| context.without_ends()) };
-        Some(Shielded((self.spawn)(&self.tasks, lasting, run)))
+        Some(Shielded((self.start)(&self.tasks, lasting, run)))
     }
 }
 
