@@ -946,7 +946,7 @@ async fn a_policy_that_is_cancelled_on_a_drain_follows_its_rounds() {
         drop(place);
         assert!(drain.reopen());
     }
-    let running = tokio::spawn(policy.clone().into_run(|| std::future::pending::<Result<(), ()>>()));
+    let running = tokio::spawn(policy.clone().into_run(std::future::pending::<Result<(), ()>>));
     sleep(ms(1)).await;
     assert_eq!(numbers(&drain.close(Duration::ZERO).await), (0, 1, 0));
     assert_eq!(running.await.unwrap().unwrap_err().cancel_reason(), Some(&CancelReason::Shutdown));
@@ -957,7 +957,7 @@ async fn a_policy_that_is_cancelled_on_a_drain_follows_its_rounds() {
 async fn a_call_that_was_cancelled_in_a_round_stays_cancelled_after_a_reopening() {
     let drain = Drain::builder().cancel_wait(Duration::ZERO).build().unwrap();
     let policy = Policy::named("users").gate(drain.clone()).cancel_on(&drain).build().unwrap();
-    let mut run = Box::pin(policy.run(|| std::future::pending::<Result<(), ()>>()));
+    let mut run = Box::pin(policy.run(std::future::pending::<Result<(), ()>>));
     assert!(poll_once(run.as_mut()).is_pending());
     assert_eq!(numbers(&drain.close(Duration::ZERO).await), (0, 0, 1));
     assert!(drain.reopen());

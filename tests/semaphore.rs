@@ -610,14 +610,28 @@ fn a_waiter_that_was_too_large_for_a_while_is_not_told_that_it_is_too_large_for_
     semaphore.resize(2).unwrap();
     semaphore.resize(5).unwrap();
     drop(held);
-    match large.poll().expect("ready") {
-        Ok(guard) => drop(guard),
-        Err(refusal) => match refusal.reason() {
-            Reason::CostAboveLimit { cost, limit } => assert!(cost > limit, "{refusal}"),
-            other => panic!("{other:?}"),
-        },
-    }
+    drop(large.poll().expect("ready").expect("it has kept its place"));
     assert_eq!((semaphore.available(), semaphore.queued()), (5, 0));
+}
+
+/// It stood in line before the small one, and has waited since then.
+#[tokio::test(start_paused = true)]
+async fn a_waiter_keeps_its_place_and_its_longest_wait_over_a_limit_that_goes_down_and_up() {
+    let semaphore = Semaphore::permits(4).max_wait(ms(100)).build().unwrap();
+    let mut held: Vec<_> = (0..4).map(|_| semaphore.try_acquire().unwrap()).collect();
+    let mut large = Waiter::queued(&semaphore, 3);
+    advance(ms(60)).await;
+    semaphore.resize(2).unwrap();
+    let mut small = Waiter::queued(&semaphore, 1);
+    semaphore.resize(4).unwrap();
+    assert_eq!(semaphore.queued(), 2);
+    assert!(large.poll().is_none());
+    held.pop();
+    assert!(small.poll().is_none(), "the large one is first");
+    advance(ms(40)).await;
+    assert_eq!(reason(large.poll().expect("ready")), Reason::QueueTimeout);
+    drop(small.poll().expect("ready").unwrap());
+    assert_eq!((semaphore.in_use(), semaphore.queued()), (3, 0));
 }
 
 #[test]
@@ -884,6 +898,8 @@ struct Waits {
     number: usize,
     cost: u32,
     until: Duration,
+    /// It was told once that there is news, and there is none any more.
+    recalled: bool,
 }
 
 impl Model {
@@ -898,6 +914,17 @@ impl Model {
                 return;
             }
             self.waiting.pop_front();
+        }
+    }
+
+    /// Those who were refused and have not noticed are back in their places if they fit now.
+    fn resize(&mut self, limit: u32) {
+        self.limit = limit;
+        if !self.closed {
+            let back = self.refused.iter().filter(|waits| waits.cost <= limit);
+            self.waiting.extend(back.map(|waits| Waits { recalled: true, ..*waits }));
+            self.refused.retain(|waits| waits.cost > limit);
+            self.waiting.make_contiguous().sort_by_key(|waits| waits.number);
         }
     }
 
@@ -920,7 +947,7 @@ impl Model {
             self.used += cost;
             Some(Ok(()))
         } else {
-            self.waiting.push_back(Waits { number, cost, until: self.now + self.patience });
+            self.waiting.push_back(Waits { number, cost, until: self.now + self.patience, recalled: false });
             None
         }
     }
@@ -930,9 +957,9 @@ impl Model {
         if take(&mut self.served, number).is_some() {
             return Some(Ok(()));
         }
-        // Whoever was sent away comes anew: what holds now decides.
         if let Some(waits) = take(&mut self.refused, number) {
-            return self.come(number, waits.cost);
+            let (cost, limit) = (waits.cost, self.limit);
+            return Some(Err(if self.closed { Reason::Closed } else { Reason::CostAboveLimit { cost, limit } }));
         }
         let place = self.waiting.iter().position(|waits| waits.number == number)?;
         if self.now < self.waiting[place].until {
@@ -1018,7 +1045,7 @@ proptest! {
                 }
                 Op::Resize(limit) => {
                     semaphore.resize(limit).unwrap();
-                    model.limit = limit;
+                    model.resize(limit);
                     model.serve();
                 }
                 Op::Close => {
@@ -1037,7 +1064,9 @@ proptest! {
             for (number, _, waiter) in &waiters {
                 match model.waiting.iter().find(|waits| waits.number == *number) {
                     None => prop_assert!(waiter.woken() > 0, "there is news"),
-                    Some(waits) if model.now < waits.until => prop_assert_eq!(waiter.woken(), 0, "there is no news"),
+                    Some(waits) if model.now < waits.until && !waits.recalled => {
+                        prop_assert_eq!(waiter.woken(), 0, "there is no news");
+                    }
                     // Its timer may ring a tick later.
                     Some(_) => {}
                 }

@@ -538,7 +538,7 @@ mod tests {
         fn whatever_happens_the_machine_keeps_its_laws(ops in proptest::collection::vec(op(), 0..200), probes in 1_u32..5, slow_counts: bool) {
             let fatal = probes.div_ceil(2);
             let mut machine =
-                Machine::new(Settings { probes, fatal_probes: fatal, fatal_slow: slow_counts.then_some(fatal).unwrap_or(u32::MAX), ..settings() });
+                Machine::new(Settings { probes, fatal_probes: fatal, fatal_slow: if slow_counts { fatal } else { u32::MAX }, ..settings() });
             let mut now = Moment::at(0);
             let mut out: Vec<Admission> = Vec::new();
             for op in ops {

@@ -249,8 +249,8 @@ impl Semaphore {
     /// Changes the limit while in use.
     ///
     /// Raised, it serves the queue at once. Lowered, it takes nothing away: no permit is granted until enough have come
-    /// back. Who waits for more than the new limit is refused on reaching the head of the queue. A closed semaphore
-    /// stays closed.
+    /// back. A waiter that asks for more than the new limit is refused on reaching the head of the queue. If the limit is
+    /// raised again before that waiter has noticed, it has its old place and its `max_wait`. A closed semaphore stays closed.
     ///
     /// # Errors
     ///
@@ -271,7 +271,13 @@ impl Semaphore {
         check_permits(&mut faults, permits);
         faults.into_result()?;
         let mut queue = self.0.queue.lock();
-        let _always = self.update(|word| Some(word.with_limit(permits)));
+        // In one step with the limit, so that nobody who comes now passes a waiter by that is recalled.
+        let recalls = !self.read().is_closed() && queue.can_recall(permits);
+        let flag = if recalls { WAITERS } else { 0 };
+        let _always = self.update(|word| Some(Word(word.with_limit(permits).0 | flag)));
+        if recalls {
+            queue.recall(permits);
+        }
         let mut wakers = WakeList::default();
         self.serve(&mut queue, &mut wakers);
         drop(queue);
@@ -455,12 +461,11 @@ impl Semaphore {
                 Entry::Wait(ticket, at(until))
             }
             Status::Rejected => {
-                self.end_wait(queue, key, need as u32);
-                // It asked for more than a limit that was, or everybody was sent away. What holds now decides.
-                match self.enter(call) {
-                    Entry::Wait(ticket, _) => self.poll_wait(ticket, call, cx),
-                    entry => entry,
-                }
+                // Had the limit been raised above what it asks for, it would have been recalled under this lock.
+                let cost = need as u32;
+                let reason = never(self.read(), cost).unwrap_or(Reason::CostAboveLimit { cost, limit: self.limit() });
+                self.end_wait(queue, key, cost);
+                self.refuse(reason)
             }
         }
     }
