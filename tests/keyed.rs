@@ -762,7 +762,10 @@ proptest! {
                 Op::Take(key, tokens) => {
                     let busy: Vec<u64> = model
                         .iter()
-                        .filter(|(_, (bucket, _))| bucket.peek() < 4 || bucket.queued() > 0)
+                        .filter(|(key, (bucket, _))| {
+                            // A waiter that was granted what it waits for holds its key until it has fetched it.
+                            bucket.peek() < 4 || waiters.iter().any(|(waits, _)| waits == *key)
+                        })
                         .map(|(key, _)| *key)
                         .collect();
                     let before: Vec<Option<u32>> = (0..9_u64).map(|key| keyed.with(key, TokenBucket::peek)).collect();
@@ -798,14 +801,14 @@ proptest! {
                     let flag = Flag::default();
                     let polled = (flag.poll(pair.0.as_mut()).is_pending(), flag.poll(pair.1.as_mut()).is_pending());
                     prop_assert_eq!(polled, (true, true));
-                    waiters.push(pair);
+                    waiters.push((key, pair));
                 }
                 Op::Drop(which) if !waiters.is_empty() => {
                     let which = which % waiters.len();
                     drop(waiters.remove(which));
                 }
                 Op::Wait(_) | Op::Drop(_) => {}
-                // Whoever waits has not been polled since, so it holds its key and takes nothing.
+                // Whoever waits has not been polled since, so it holds its key.
                 Op::Advance(millis) => clock.advance(ms(millis)),
                 Op::Rate(new) => {
                     rate = new;

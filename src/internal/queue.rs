@@ -138,6 +138,19 @@ impl Queue {
         recalled.chain(self.places.iter().filter(|place| !place.empty)).map(|place| place.need)
     }
 
+    /// When the first waiter means to give up.
+    pub(crate) fn head_until(&self) -> Option<Moment> {
+        self.first_recalled().map(|(_, aside)| &aside.place).or(self.places.front()).map(|place| place.until)
+    }
+
+    /// Lets a waiter that was served wait again, before all others: it came too late for what it was granted.
+    pub(crate) fn restore(&mut self, key: Key, need: u32, until: Moment) {
+        let place = Place { key, until, waker: None, need, empty: false };
+        self.aside.insert(key, Aside { place, recalled: true });
+        self.len += 1;
+        self.weight += u64::from(need);
+    }
+
     fn first_recalled(&self) -> Option<(&Key, &Aside)> {
         self.aside.iter().find(|(_, aside)| aside.recalled)
     }
@@ -159,6 +172,12 @@ impl Queue {
     /// Takes the first waiter out with its grant; its waker is to be woken after the lock is released.
     pub(crate) fn serve_head(&mut self) -> Option<Waker> {
         self.pop()?.waker
+    }
+
+    /// The same, with its key. There must be a first waiter.
+    pub(crate) fn grant_head(&mut self) -> (Key, Option<Waker>) {
+        let place = self.pop().expect("there is a head");
+        (place.key, place.waker)
     }
 
     /// Takes the first waiter out with a refusal.

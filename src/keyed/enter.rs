@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::PerKey;
 use super::id::{Id, KeyRef, Secret};
 use super::plan::{Plan, Version};
 use super::room::STEPS;
 use super::shard::{GATE, Shard, Waste};
 use super::stay::{Pin, word_pass};
+use super::{PerKey, WordEntry};
 use crate::call::Call;
 use crate::error::{Name, Reason, Refusal};
 use crate::gate::{Entry, Pass, Ticket};
@@ -18,7 +18,6 @@ use crate::internal::time::Moment;
 const ROUNDS: u32 = 8;
 
 /// A no without a time to come back.
-const BUSY: (Reason, Moment) = (Reason::Busy, Moment::NEVER);
 
 pub(super) type Assign<G> = Box<dyn Fn(KeyRef<'_>) -> Option<Plan<G>> + Send + Sync>;
 
@@ -71,14 +70,24 @@ impl<G: PerKey> Shared<G> {
         if due > now && due < Moment::NEVER { refusal.after(due.since(now)) } else { refusal }
     }
 
+    /// What a gate whose state is a word says to a call that does not wait.
+    #[cold]
+    fn refusal_of(&self, no: WordEntry, now: Moment) -> Refusal {
+        match no {
+            WordEntry::Never(reason) => self.refusal(reason, Moment::NEVER, now),
+            WordEntry::Later(due) => self.refusal(Reason::Busy, due, now),
+            WordEntry::In(_) => unreachable!("it is let in"),
+        }
+    }
+
     #[inline]
     pub(super) fn enter(&self, who: Who<'_>, call: &Call) -> Entry {
         if G::IN_A_WORD {
             let number = self.number(who.id);
             let (cost, now, epoch) = (call.cost(), call.now(), self.epoch());
             let took = self.shards[number as usize].lock().take(who.id, who.key, cost, now, epoch);
-            if let Some((slot, word)) = took {
-                return Entry::Pass(word_pass(word, cost, number, slot));
+            if let Some(slot) = took {
+                return Entry::Pass(word_pass(now, cost, number, slot));
             }
         }
         self.enter_slowly(who, call)
@@ -102,13 +111,15 @@ impl<G: PerKey> Shared<G> {
                     continue;
                 };
                 // What refuses a new key adds none.
-                let word = if G::IN_A_WORD { version.settings.word_take(0, cost, now) } else { None };
-                if G::IN_A_WORD && word.is_none() {
-                    shard.refused.add(id, key, 1);
-                    drop(shard);
-                    let (reason, due) = version.settings.word_refuse(0, call, false).unwrap_or(BUSY);
-                    return Entry::Refused(self.refusal(reason, due, now));
-                }
+                let word = match G::IN_A_WORD.then(|| version.settings.word_enter(0, cost, now)) {
+                    None => None,
+                    Some(WordEntry::In(word)) => Some(word),
+                    Some(no) => {
+                        shard.refused.add(id, key, 1);
+                        drop(shard);
+                        return Entry::Refused(self.refusal_of(no, now));
+                    }
+                };
                 if !G::IN_A_WORD && made.is_none() {
                     drop(shard);
                     made = Some(Arc::new(version.settings.another()));
@@ -130,9 +141,9 @@ impl<G: PerKey> Shared<G> {
                 if let Some(gate) = made.take() {
                     shard.give_gate(slot, |_, _| gate);
                 }
-                if let Some(word) = word {
+                if word.is_some() {
                     shard.heavy.add(id, key, cost);
-                    return Entry::Pass(word_pass(word, cost, number, slot));
+                    return Entry::Pass(word_pass(now, cost, number, slot));
                 }
                 return self.enter_pinned(who, call, number, slot, shard, None);
             };
@@ -142,15 +153,22 @@ impl<G: PerKey> Shared<G> {
                 continue;
             };
             if G::IN_A_WORD && !shard.has_gate(slot) {
-                if let Some(word) = shard.take_at(slot, id, key, cost, now) {
-                    return Entry::Pass(word_pass(word, cost, number, slot));
-                }
-                let Some(entry) = shard.table.get(slot) else { continue };
-                let no = entry.version.settings.word_refuse(entry.word, call, call.may_wait());
-                if let Some((reason, due)) = no {
+                let Some(cell) = shard.table.get_mut(slot) else { continue };
+                let no = match cell.version.settings.word_enter(cell.word, cost, now) {
+                    WordEntry::In(word) => {
+                        cell.word = word;
+                        shard.heavy.add(id, key, cost);
+                        return Entry::Pass(word_pass(now, cost, number, slot));
+                    }
+                    WordEntry::Later(due) if call.may_wait() => {
+                        cell.version.settings.word_wait(call, due).map(|reason| self.refusal(reason, due, now))
+                    }
+                    no => Some(self.refusal_of(no, now)),
+                };
+                if let Some(refusal) = no {
                     shard.refused.add(id, key, 1);
                     drop(shard);
-                    return Entry::Refused(self.refusal(reason, due, now));
+                    return Entry::Refused(refusal);
                 }
                 shard.give_gate(slot, |settings, word| Arc::new(settings.word_into(word)));
             }
@@ -306,10 +324,12 @@ impl<G: PerKey> Shared<G> {
                 return Some(gate.look(call));
             }
             let entry = shard.table.get(slot)?;
-            let no = entry.version.settings.word_refuse(entry.word, call, false);
+            let said = entry.version.settings.word_enter(entry.word, call.cost(), now);
             drop(shard);
-            // Without a reason it would be let in by now.
-            return Some(no.map_or(Ok(()), |(reason, due)| Err(self.refusal(reason, due, call.now()))));
+            return Some(match said {
+                WordEntry::In(_) => Ok(()),
+                no => Err(self.refusal_of(no, now)),
+            });
         }
     }
 

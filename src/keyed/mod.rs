@@ -125,6 +125,8 @@ pub use id::KeyRef;
 pub(crate) use id::{Id, Secret};
 pub use one_key::OneKey;
 pub use per_key::PerKey;
+#[doc(hidden)]
+pub use per_key::WordEntry;
 pub use plan::Plan;
 pub use sketch::TopKey;
 

@@ -5,6 +5,18 @@ use crate::error::Reason;
 use crate::gate::{Gate, Needs};
 use crate::internal::time::Moment;
 
+/// What a gate whose state is a word says to a call.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WordEntry {
+    /// It is in: the word after.
+    In(u64),
+    /// It would be in from this moment on.
+    Later(Moment),
+    /// It never will be.
+    Never(Reason),
+}
+
 /// A gate of which there can be one per key in a [`Keyed`](crate::Keyed).
 ///
 /// The built-in gates implement it; a gate of your own needs two methods:
@@ -71,24 +83,32 @@ pub trait PerKey: Gate + Sized {
     #[doc(hidden)]
     const IN_A_WORD: bool = false;
 
-    /// The word after letting in a call of this cost, or `None` if it is not let in at once.
+    /// The word after letting in a call of this cost, if that can be said in a few instructions. If not,
+    /// [`word_enter`](Self::word_enter) decides.
     #[doc(hidden)]
     fn word_take(&self, word: u64, cost: u32, now: Moment) -> Option<u64> {
         let _ = (word, cost, now);
         None
     }
 
-    /// Why a call that is not let in at once is not to wait either, and when to come back.
+    /// What a gate in this state says to a call of this cost.
     #[doc(hidden)]
-    fn word_refuse(&self, word: u64, call: &Call, patient: bool) -> Option<(Reason, Moment)> {
-        let _ = (word, call, patient);
+    fn word_enter(&self, word: u64, cost: u32, now: Moment) -> WordEntry {
+        let _ = (cost, now);
+        WordEntry::In(word)
+    }
+
+    /// Why a call is not to wait until then; `None` if it may.
+    #[doc(hidden)]
+    fn word_wait(&self, call: &Call, due: Moment) -> Option<Reason> {
+        let _ = (call, due);
         None
     }
 
-    /// The word from before, after a call that came to nothing.
+    /// The word after a call that entered at `taken` came to nothing.
     #[doc(hidden)]
-    fn word_untake(&self, word: u64, cost: u32) -> u64 {
-        let _ = cost;
+    fn word_undo(&self, word: u64, taken: Moment, cost: u32) -> u64 {
+        let _ = (taken, cost);
         word
     }
 

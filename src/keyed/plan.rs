@@ -8,6 +8,7 @@ use super::PerKey;
 use crate::error::ConfigError;
 use crate::gate::IntoGate;
 use crate::internal::sync::{Acquire, Mutex, Release};
+use crate::internal::time::Moment;
 
 /// Settings for the gates of some keys, such as a tariff: checked when made, and changed for all its keys at once.
 ///
@@ -42,6 +43,8 @@ pub(super) struct Version<G> {
     /// A gate that nobody enters.
     pub(super) settings: G,
     retired: AtomicBool,
+    /// What was taken before comes back by no other settings.
+    pub(super) since: Moment,
     /// Weak, so that a plan nobody can change any more is forgotten with its last key.
     plan: Weak<Current<G>>,
 }
@@ -56,7 +59,12 @@ impl<G: PerKey> Plan<G> {
         // A gate of its own, which nobody else has a handle of.
         let settings = settings.into_gate()?.another();
         Ok(Self(Arc::new_cyclic(|plan| {
-            Current(Mutex::new(Arc::new(Version { settings, retired: AtomicBool::new(false), plan: plan.clone() })))
+            Current(Mutex::new(Arc::new(Version {
+                settings,
+                retired: AtomicBool::new(false),
+                since: Moment::now(),
+                plan: plan.clone(),
+            })))
         })))
     }
 
@@ -71,7 +79,7 @@ impl<G: PerKey> Plan<G> {
     pub fn set(&self, settings: impl IntoGate<Gate = G>) -> Result<(), ConfigError> {
         let settings = settings.into_gate()?.another();
         let plan = Arc::downgrade(&self.0);
-        let version = Arc::new(Version { settings, retired: AtomicBool::new(false), plan });
+        let version = Arc::new(Version { settings, retired: AtomicBool::new(false), since: Moment::now(), plan });
         let mut current = self.0.0.lock();
         let old = std::mem::replace(&mut *current, version);
         old.retired.store(true, Release);

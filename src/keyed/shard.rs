@@ -102,9 +102,9 @@ impl<G: PerKey> Shard<G> {
         self.table.bytes() + self.heavy.bytes() + self.refused.bytes()
     }
 
-    /// Takes at once from a key whose state is a word: the slot, and the word after.
+    /// Takes at once from a key whose state is a word: the slot.
     #[inline]
-    pub(super) fn take(&mut self, id: Id, key: KeyRef<'_>, cost: u32, now: Moment, epoch: u32) -> Option<(u32, u64)> {
+    pub(super) fn take(&mut self, id: Id, key: KeyRef<'_>, cost: u32, now: Moment, epoch: u32) -> Option<u32> {
         let slot = self.table.find(id)?;
         if self.table.mark(slot)? != epoch {
             return None;
@@ -113,7 +113,9 @@ impl<G: PerKey> Shard<G> {
         if cell.word & GATE != 0 || cell.version.is_retired() {
             return None;
         }
-        self.take_at(slot, id, key, cost, now).map(|word| (slot, word))
+        cell.word = cell.version.settings.word_take(cell.word, cost, now)?;
+        self.heavy.add(id, key, cost);
+        Some(slot)
     }
 
     /// Whether [`take`](Self::take) would, as far as settings have not changed.
@@ -122,16 +124,6 @@ impl<G: PerKey> Shard<G> {
         let cell = self.table.find(id).and_then(|slot| self.table.get(slot));
         let word = cell.filter(|cell| cell.word & GATE == 0);
         word.is_some_and(|cell| cell.version.settings.word_take(cell.word, cost, now).is_some())
-    }
-
-    /// Takes from an entry that is known to be a word and to go by the settings of now.
-    #[inline]
-    pub(super) fn take_at(&mut self, slot: u32, id: Id, key: KeyRef<'_>, cost: u32, now: Moment) -> Option<u64> {
-        let cell = self.table.get_mut(slot)?;
-        let word = cell.version.settings.word_take(cell.word, cost, now)?;
-        cell.word = word;
-        self.heavy.add(id, key, cost);
-        Some(word)
     }
 
     /// Adds an entry. The caller has checked that there is room.

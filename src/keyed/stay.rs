@@ -1,6 +1,6 @@
 //! What is in the hands of callers, on its way back.
 //!
-//! A pass of an entry whose state is a word is that word, the cost and the slot. Every other pass or ticket, two words of
+//! A pass of an entry whose state is a word is the moment of its taking, the cost and the slot. Every other pass or ticket, two words of
 //! an inner gate, is kept in the shard as a stay, and what the caller holds is the number of the stay.
 
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use super::shard::{GATE, Stay, Waste};
 use crate::call::Call;
 use crate::error::Refusal;
 use crate::gate::{Entry, Outcome, Pass, Ticket, Times};
+use crate::internal::time::Moment;
 
 /// An entry that is kept in place, and its gate; or the overflow's gate and no entry.
 pub(super) struct Pin<'a, G: PerKey> {
@@ -50,8 +51,9 @@ fn stay([place, turn]: [u64; 2]) -> (u32, u32, u32) {
 
 const SLOT_BITS: u32 = 24;
 
-pub(super) fn word_pass(word: u64, cost: u32, shard: u32, slot: u32) -> Pass {
-    Pass::new(word, u64::from(cost) << 32 | u64::from(shard << SLOT_BITS | slot))
+pub(super) fn word_pass(taken: Moment, cost: u32, shard: u32, slot: u32) -> Pass {
+    // A moment so late that it has the bit of gates is 146 years away.
+    Pass::new(taken.nanos() & !GATE, u64::from(cost) << 32 | u64::from(shard << SLOT_BITS | slot))
 }
 
 impl<G: PerKey> Shared<G> {
@@ -92,10 +94,10 @@ impl<G: PerKey> Shared<G> {
         }
     }
 
-    /// Puts back what a call took that came to nothing, if nobody has taken since.
+    /// Puts back what a call took that came to nothing, less what has accrued since.
     ///
-    /// The entry may be another key's by now. But then the bucket was full when it was given up, and every state since
-    /// is of a later time than the one that is compared.
+    /// The entry may be another key's by now. But then the bucket was full when it was given up, so what was taken has
+    /// accrued since and nothing comes back.
     #[cold]
     fn put_back(&self, [word, rest]: [u64; 2]) {
         let (number, slot, cost) =
@@ -104,8 +106,9 @@ impl<G: PerKey> Shared<G> {
         let mut shard = shard.lock();
         let Some(cell) = shard.table.get_mut(slot) else { return };
         if cell.word & GATE == 0 {
-            if cell.word == word {
-                cell.word = cell.version.settings.word_untake(word, cost);
+            let taken = Moment::from_nanos(word);
+            if cell.version.since <= taken {
+                cell.word = cell.version.settings.word_undo(cell.word, taken, cost);
             }
             return;
         }

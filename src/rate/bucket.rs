@@ -7,7 +7,7 @@ use super::pace::Pace;
 use super::purse::Purses;
 use super::shell::{Shell, Waits, check_queue, limiter};
 use super::units::Rate;
-use super::word::Word;
+use super::word::{Book, Word};
 use crate::error::{ConfigError, Faults, Name};
 use crate::gate::{Outcome, Pass};
 use crate::internal::queue::DEFAULT_MAX_QUEUE;
@@ -150,7 +150,7 @@ impl TokenBucketBuilder {
             Some(batch) => Word::batched(pace, Purses::new(batch, stripe::count())),
             None => Word::new(pace),
         };
-        Ok(TokenBucket(Arc::new(Shell::new(word, (), self.waits))))
+        Ok(TokenBucket(Arc::new(Shell::new(word, Book::default(), self.waits))))
     }
 }
 
@@ -208,11 +208,11 @@ impl TokenBucket {
     /// ```
     pub fn set_rate(&self, rate: Rate) -> Result<(), ConfigError> {
         let now = Moment::now();
-        self.0.change(|word, ()| {
+        self.0.change(|word, book| {
             let mut faults = Faults::of("bucket");
             let pace = check(&mut faults, rate, word.pace().burst);
             faults.into_result()?;
-            word.set_pace(now, pace);
+            word.set_pace(book, now, pace);
             Ok(())
         })
     }

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use super::ledger::UnderLock;
+use super::ledger::{Planned, UnderLock};
 use super::pace::{Pace, Take};
-use super::word::Word;
+use super::word::{Book, Word};
 use super::{LeakyBucket, Quota, SlidingWindow, TokenBucket};
 use crate::call::Call;
 use crate::error::Reason;
 use crate::gate::Needs;
 use crate::internal::time::Moment;
-use crate::keyed::PerKey;
+use crate::keyed::{PerKey, WordEntry};
 
 /// Why a call of this cost is never let in.
 fn never(pace: Pace, cost: u32) -> Option<Reason> {
@@ -34,13 +34,13 @@ macro_rules! in_a_word {
 
             /// Full, and nobody waits.
             fn is_fresh(&self, now: Moment) -> bool {
-                self.0.is_idle(|word, ()| word.at_rest().is_some_and(|state| word.pace().is_full(state, now)))
+                self.0.is_idle(|word, _| word.at_rest().is_some_and(|state| word.pace().is_full(state, now)))
             }
 
             /// The rate and the burst; the tokens that are there stay there.
             fn adopt(&self, settings: &Self) {
-                let (new, now) = (settings.0.read(|word, ()| word.pace()), Moment::now());
-                self.0.change(|word, ()| word.set_pace(now, new));
+                let (new, now) = (settings.0.read(|word, _| word.pace()), Moment::now());
+                self.0.change(|word, book| word.set_pace(book, now, new));
             }
 
             #[inline]
@@ -49,20 +49,27 @@ macro_rules! in_a_word {
                 if cost.wrapping_sub(1) >= pace.burst { None } else { pace.take_now(word, now, cost) }
             }
 
-            fn word_refuse(&self, word: u64, call: &Call, patient: bool) -> Option<(Reason, Moment)> {
-                let (pace, cost, now) = (self.0.meter.pace(), call.cost(), call.now());
+            fn word_enter(&self, word: u64, cost: u32, now: Moment) -> WordEntry {
+                let pace = self.0.meter.pace();
                 if let Some(reason) = never(pace, cost) {
-                    return Some((reason, Moment::NEVER));
+                    return WordEntry::Never(reason);
                 }
+                // What a paced bucket owes can't be told from what a clock that is ahead has left there.
+                let word = if $paced { word } else { pace.healed(word, now, 0) };
                 match pace.take(word, now, 0, cost) {
-                    Take::Now(_) => None,
-                    Take::At(due) if !patient => Some((Reason::Busy, due)),
-                    Take::At(due) => self.0.why_not_wait(call, due, 0).map(|reason| (reason, due)),
+                    Take::Now(word) => WordEntry::In(word),
+                    Take::At(due) => WordEntry::Later(due),
                 }
             }
 
-            fn word_untake(&self, word: u64, cost: u32) -> u64 {
-                self.0.meter.pace().put_back(word, cost)
+            fn word_wait(&self, call: &Call, due: Moment) -> Option<Reason> {
+                self.0.why_not_wait(call, due, 0)
+            }
+
+            fn word_undo(&self, word: u64, taken: Moment, cost: u32) -> u64 {
+                let (pace, now) = (self.0.meter.pace(), Moment::now());
+                let (units, _) = Book::default().refund(pace, taken, now, cost);
+                pace.refunded(word, now, units)
             }
 
             fn word_is_fresh(&self, word: u64, now: Moment) -> bool {
@@ -74,12 +81,14 @@ macro_rules! in_a_word {
             }
 
             fn word_into(&self, word: u64) -> Self {
-                let pace = self.0.read(|word, ()| word.pace());
-                Self(Arc::new(self.0.another(Word::<$paced>::in_state(pace, word), ())))
+                let pace = self.0.read(|word, _| word.pace());
+                Self(Arc::new(self.0.another(Word::<$paced>::in_state(pace, word), Book::default())))
             }
 
+            /// A debt above the burst is known to the gate only.
             fn word_of(&self, gate: &Self) -> Option<u64> {
-                gate.0.meter.at_rest().filter(|_| gate.0.meter.pace() == self.0.meter.pace())
+                let owes = gate.0.read(|_, book| book.owes());
+                gate.0.meter.at_rest().filter(|_| !owes && gate.0.meter.pace() == self.0.meter.pace())
             }
         }
     };
@@ -94,19 +103,19 @@ macro_rules! under_lock {
 
             fn another(&self) -> Self {
                 let now = Moment::now();
-                let ledger = self.0.read(|_, ledger| ledger.another(now));
-                Self(Arc::new(self.0.another(UnderLock::METER, ledger)))
+                let ledger = self.0.read(|_, locked| locked.ledger.another(now));
+                Self(Arc::new(self.0.another(UnderLock::METER, Planned::new(ledger))))
             }
 
             /// Nothing counts, and nobody waits.
             fn is_fresh(&self, now: Moment) -> bool {
-                self.0.is_idle(|_, ledger| ledger.is_fresh(now))
+                self.0.is_idle(|_, locked| locked.ledger.is_fresh(now))
             }
 
             /// What was taken still counts.
             fn adopt(&self, settings: &Self) {
-                let (new, now) = (settings.0.read(|_, ledger| ledger.clone()), Moment::now());
-                self.0.change(|_, ledger| ledger.adopt(now, &new));
+                let (new, now) = (settings.0.read(|_, locked| locked.ledger.clone()), Moment::now());
+                self.0.change(|_, locked| locked.ledger.adopt(now, &new));
             }
         }
     };

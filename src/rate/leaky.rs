@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::pace::Pace;
 use super::shell::{Shell, Waits, check_queue, limiter};
 use super::units::Rate;
-use super::word::Word;
+use super::word::{Book, Word};
 use crate::error::{ConfigError, Faults, Name};
 use crate::internal::time::Moment;
 
@@ -76,7 +76,7 @@ impl LeakyBucketBuilder {
         let pace = check(&mut faults, self.rate);
         check_queue(&mut faults, self.waits.max_queue);
         faults.into_result()?;
-        Ok(LeakyBucket(Arc::new(Shell::new(Word::new(pace), (), self.waits))))
+        Ok(LeakyBucket(Arc::new(Shell::new(Word::new(pace), Book::default(), self.waits))))
     }
 }
 
@@ -119,7 +119,7 @@ impl LeakyBucket {
         let mut faults = Faults::of("leaky bucket");
         let pace = check(&mut faults, rate);
         faults.into_result()?;
-        self.0.change(|word, ()| word.set_pace(now, pace));
+        self.0.change(|word, book| word.set_pace(book, now, pace));
         Ok(())
     }
 }

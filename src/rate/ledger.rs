@@ -30,10 +30,30 @@ pub(super) trait Ledger: Clone + fmt::Debug + Send + 'static {
     /// Puts back what was taken at some time, so that nothing counts for a shorter time than it should.
     fn put_back(&mut self, now: Moment, tokens: u64);
 
-    /// Takes so many whether they are there or not.
-    fn charge(&mut self, now: Moment, tokens: u64);
+    /// Takes so many whether they are there or not: how many that were.
+    fn charge(&mut self, now: Moment, tokens: u64) -> u64;
+
+    /// Dates back what lies further ahead than it could be: another runtime's clock is ahead.
+    fn heal(&mut self, now: Moment);
 
     fn facts(&mut self, now: Moment) -> Facts;
+}
+
+/// A ledger, and what it will be when everybody who waits has been served.
+///
+/// Without that, each arrival would play the whole queue forward to know when its turn comes.
+#[derive(Clone, Debug)]
+pub(super) struct Planned<L> {
+    pub(super) ledger: L,
+    /// With the moment at which the last one is served. Made when it is asked for, and forgotten when the queue or the
+    /// ledger changes in another way than it foresees.
+    plan: Option<(L, Moment)>,
+}
+
+impl<L> Planned<L> {
+    pub(super) const fn new(ledger: L) -> Self {
+        Self { ledger, plan: None }
+    }
 }
 
 /// A [`Ledger`] as a meter.
@@ -45,47 +65,64 @@ impl<L> UnderLock<L> {
 }
 
 impl<L: Ledger> Meter for UnderLock<L> {
-    type Locked = L;
+    type Locked = Planned<L>;
 
-    fn largest(&self, ledger: &L) -> u32 {
-        u32::try_from(ledger.largest()).unwrap_or(u32::MAX)
+    fn largest(&self, locked: &Planned<L>) -> u32 {
+        u32::try_from(locked.ledger.largest()).unwrap_or(u32::MAX)
     }
 
-    fn take(&self, ledger: &mut L, now: Moment, cost: u32) -> Take {
-        ledger.take(now, cost.into())
+    fn heal(&self, locked: &mut Planned<L>, now: Moment) {
+        locked.ledger.heal(now);
     }
 
-    /// Plays the queue forward on a copy. Who asks for more than there will ever be is sent away on reaching the head.
-    fn due(&self, ledger: &mut L, queue: &Queue, now: Moment, cost: u32) -> Moment {
+    fn take(&self, locked: &mut Planned<L>, now: Moment, cost: u32) -> Take {
+        locked.ledger.take(now, cost.into())
+    }
+
+    fn due(&self, locked: &mut Planned<L>, queue: &Queue, now: Moment, cost: u32) -> Moment {
         if queue.is_empty() {
-            return ledger.when(now, cost.into());
+            return locked.ledger.when(now, cost.into());
         }
-        let mut plan = ledger.clone();
-        let mut at = now;
-        let largest = self.largest(ledger);
-        for need in queue.needs().filter(|need| *need <= largest) {
-            at = plan.take_when_due(at, need.into());
-        }
-        plan.take_when_due(at, cost.into())
+        let largest = self.largest(locked);
+        let Planned { ledger, plan } = locked;
+        let (plan, at) = plan.get_or_insert_with(|| {
+            let (mut plan, mut at) = (ledger.clone(), now);
+            // A waiter that asks for more than there will ever be is sent away on reaching the head.
+            for need in queue.needs().filter(|need| *need <= largest) {
+                at = plan.take_when_due(at, need.into());
+            }
+            (plan, at)
+        });
+        plan.when((*at).max(now), cost.into())
     }
 
-    fn undo(&self, ledger: &mut L, taken: u64, cost: u32) {
-        ledger.undo(taken, cost.into());
+    fn queued(&self, locked: &mut Planned<L>, due: Moment, cost: u32) {
+        if let Some((plan, at)) = &mut locked.plan {
+            *at = plan.take_when_due(due, cost.into());
+        }
     }
 
-    fn put_back(&self, ledger: &mut L, now: Moment, taken: Option<u64>, tokens: u32) {
+    fn disturbed(&self, locked: &mut Planned<L>) {
+        locked.plan = None;
+    }
+
+    fn undo(&self, locked: &mut Planned<L>, taken: u64, cost: u32) {
+        locked.ledger.undo(taken, cost.into());
+    }
+
+    fn put_back(&self, locked: &mut Planned<L>, now: Moment, taken: Option<u64>, tokens: u32) {
         match taken {
-            Some(taken) => ledger.undo(taken, tokens.into()),
-            None => ledger.put_back(now, tokens.into()),
+            Some(taken) => locked.ledger.undo(taken, tokens.into()),
+            None => locked.ledger.put_back(now, tokens.into()),
         }
     }
 
-    fn charge(&self, ledger: &mut L, now: Moment, tokens: u32) {
-        ledger.charge(now, tokens.into());
+    fn charge(&self, locked: &mut Planned<L>, now: Moment, tokens: u32) -> u32 {
+        locked.ledger.charge(now, tokens.into()) as u32
     }
 
-    fn facts(&self, ledger: &mut L, now: Moment) -> Facts {
-        ledger.facts(now)
+    fn facts(&self, locked: &mut Planned<L>, now: Moment) -> Facts {
+        locked.ledger.facts(now)
     }
 }
 

@@ -18,8 +18,12 @@ use crate::internal::time::Moment;
 
 /// Where the stretched time begins: 18 years before the process, so that no reading is earlier.
 const BASE: u64 = (1 << 62) - (1 << 59);
-/// Where it ends, 45 years after the process: later readings count as this, and what is due later never comes.
+/// Where it ends, 36 years after the process. Later readings begin anew: a state then lies far ahead of them, and is
+/// [dated back](Pace::healed).
 const LAST: u64 = (1 << 61) - (1 << 59);
+/// How much further ahead than it could be a state may lie, in nanoseconds, before it is dated back: more than threads
+/// that have read the same clock can differ by.
+const SKEW: u64 = 10_000_000_000;
 /// The most a burst may span, about nine years of stretched time. A debt may span as much again.
 const LONGEST_SPAN: u64 = 1 << 58;
 const SHIFT: u32 = 62;
@@ -36,10 +40,10 @@ const fn from(state: u64, time: u64, grace: u64) -> u64 {
     if state + grace >= time { state } else { time }
 }
 
-/// The end of the scale that a reading lies beyond: away from the path of all others, which then wait for no choice.
+/// Where on the scale a reading lies that is not on it; out of line, to keep the common path free of branches.
 #[cold]
 const fn out_of_scale(now: Moment) -> u64 {
-    if now.nanos() < BASE { 0 } else { LAST }
+    now.nanos().saturating_sub(BASE) % LAST
 }
 
 /// A rate and a burst, made ready for the arithmetic.
@@ -86,12 +90,14 @@ impl Pace {
         ((u128::from(elapsed << (64 - SHIFT)) * u128::from(self.multiplier)) >> 64) as u64
     }
 
-    /// The first moment whose stretched time is no less than this.
-    fn moment(self, time: u64) -> Moment {
-        if time > self.virtual_time(Moment::NEVER) {
-            return Moment::NEVER;
+    /// The first moment whose stretched time is no less than this. For a reading beyond the scale it is told by what is
+    /// missing, and may be a nanosecond later.
+    fn moment(self, now: Moment, time: u64) -> Moment {
+        if now.nanos() > BASE + LAST {
+            return now.plus_nanos(self.nanos(time.saturating_sub(self.virtual_time(now))));
         }
-        Moment::from_nanos(BASE.saturating_add(self.nanos(time)))
+        let nanos = self.nanos(time);
+        if nanos > LAST { Moment::NEVER } else { Moment::from_nanos(BASE + nanos) }
     }
 
     /// The length of so many tokens, no more than [`largest`](Self::largest).
@@ -101,7 +107,7 @@ impl Pace {
     }
 
     /// The length of any number of tokens, cut at the longest debt.
-    fn any_cost(self, tokens: u32) -> u64 {
+    pub(super) fn any_cost(self, tokens: u32) -> u64 {
         (u128::from(tokens) << self.bits).min(u128::from(LONGEST_SPAN)) as u64
     }
 
@@ -155,27 +161,16 @@ impl Pace {
     }
 
     /// Asks for tokens, no more than the largest cost, behind so many others that are spoken for but not taken yet.
-    #[inline]
     pub(super) fn take(self, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
-        self.take_within(self.grace(), state, now, ahead, tokens)
-    }
-
-    /// The same for the head of a queue, which was told its moment and comes as late as its timer is: it is booked as
-    /// of that moment if the next token is not due yet, so that the grain of timers does not add up.
-    pub(super) fn take_as_told(self, state: u64, now: Moment, tokens: u32) -> Take {
-        self.take_within(self.grace().max(self.cost(1) - 1), state, now, 0, tokens)
-    }
-
-    fn take_within(self, grace: u64, state: u64, now: Moment, ahead: u64, tokens: u32) -> Take {
         let time = self.virtual_time(now);
         // A queue is at most 2^24 waiters of the largest cost each, so its sum can reach any length.
         let ahead = (u128::from(ahead) << self.bits).min(u128::from(u64::MAX >> 1)) as u64;
-        let from = from(state, time, grace).saturating_add(ahead);
+        let from = from(state, time, self.grace()).saturating_add(ahead);
         let full = from.saturating_add(self.cost(tokens.min(self.burst)));
         if full <= time + self.span() {
             Take::Now(from + self.cost(tokens))
         } else {
-            Take::At(self.moment(full - self.span()))
+            Take::At(self.moment(now, full - self.span()))
         }
     }
 
@@ -184,13 +179,34 @@ impl Pace {
         state.saturating_sub(self.any_cost(tokens))
     }
 
-    /// The state after so many tokens are taken whether they are there or not: what is missing is owed, up to
-    /// [`LONGEST_SPAN`].
-    pub(super) fn charge(self, state: u64, now: Moment, tokens: u32) -> u64 {
+    /// The state after tokens that were taken at some time and not used come back, in units. What has accrued since then
+    /// comes off: it might not have, had the bucket been full without this taking. So the state never falls below that in
+    /// which they had never been taken; nor does an idle bucket become more than full.
+    pub(super) fn refunded(self, state: u64, now: Moment, units: u64) -> u64 {
+        state.saturating_sub(units).max(state.min(self.virtual_time(now)))
+    }
+
+    /// The state after so many tokens are taken whether they are there or not, and how many that were: what is missing is
+    /// owed, up to [`LONGEST_SPAN`], and what would be owed beyond that is not taken.
+    pub(super) fn charge(self, state: u64, now: Moment, tokens: u32) -> (u64, u32) {
         let time = self.virtual_time(now);
-        let next = from(state, time, self.grace()) + self.any_cost(tokens);
-        // A state that an earlier clock has left further ahead stays where it is.
-        next.min(time + self.span() + LONGEST_SPAN).max(state)
+        let from = from(state, time, self.grace());
+        let room = (time + self.span() + LONGEST_SPAN).saturating_sub(from) >> self.bits;
+        let booked = u64::from(tokens).min(room) as u32;
+        (from + self.cost(booked), booked)
+    }
+
+    /// How far a state lies beyond that of an empty bucket: what is owed.
+    pub(super) fn debt(self, state: u64, now: Moment) -> u64 {
+        state.saturating_sub(self.virtual_time(now) + self.span())
+    }
+
+    /// The state, dated back if it lies further ahead than an empty bucket that owes so much: another runtime's clock is
+    /// ahead, or the scale has begun anew. What it owes stays owed.
+    pub(super) fn healed(self, state: u64, now: Moment, debt: u64) -> u64 {
+        let empty = self.virtual_time(now) + self.span() + debt;
+        let skew = ((u128::from(SKEW) * u128::from(self.multiplier)) >> SHIFT) as u64;
+        if state > empty + skew { empty } else { state }
     }
 
     /// Whether all are there: as in a state of 0.
@@ -206,7 +222,7 @@ impl Pace {
     /// When one more token than are there now could have gone.
     pub(super) fn reset(self, state: u64, now: Moment) -> Moment {
         let from = from(state, self.virtual_time(now), self.grace());
-        self.moment(from + self.cost(self.available(state, now)) + self.cost(1) - self.span())
+        self.moment(now, from + self.cost(self.available(state, now)) + self.cost(1) - self.span())
     }
 
     /// What is there, in units; what is owed is negative.
@@ -360,7 +376,7 @@ mod tests {
                 }
                 match act {
                     0 => {
-                        state = pace.charge(state, now, tokens);
+                        (state, _) = pace.charge(state, now, tokens);
                         level -= whole(tokens);
                     }
                     1 => {
@@ -425,7 +441,7 @@ mod tests {
             let Take::Now(state) = from.take(0, now, 0, spent) else { panic!("full") };
             let after = from.convert(state, now, to);
             prop_assert_eq!(to.available(after, now), (burst.0 - spent).min(burst.1));
-            let after = from.convert(from.charge(state, now, burst.0 - spent + owed), now, to);
+            let after = from.convert(from.charge(state, now, burst.0 - spent + owed).0, now, to);
             prop_assert_eq!(to.available(after, now), 0);
             prop_assert_eq!(to.available(to.put_back(after, owed), now), 0);
             prop_assert_eq!(to.available(to.put_back(after, owed + 1), now), 1);

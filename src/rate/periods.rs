@@ -7,6 +7,7 @@ use super::calendar::{Calendar, Unit};
 use super::ledger::Ledger;
 use super::pace::Take;
 use super::shell::Facts;
+use super::window::SKEW;
 use crate::internal::time::Moment;
 
 /// What a window is.
@@ -221,12 +222,28 @@ impl Ledger for Windows {
         self.add(tokens.into());
     }
 
-    fn charge(&mut self, now: Moment, tokens: u64) {
+    fn charge(&mut self, now: Moment, tokens: u64) -> u64 {
         let mut seen = self.at(now);
         seen.run.begin(now);
         seen.owed += (i128::from(tokens) - seen.left.max(0)).max(0);
         seen.left -= i128::from(tokens);
         *self = seen.rested();
+        tokens
+    }
+
+    /// What is left is left of the window that runs now.
+    fn heal(&mut self, now: Moment) {
+        match &mut self.run {
+            Run::Calendar { calendar, start, end, .. } => {
+                if now.plus_nanos(end.nanos_since(*start)).plus_nanos(SKEW) < *start {
+                    self.run = Run::on(*calendar, calendar.index(now));
+                }
+            }
+            Run::FromFirstUse { length, begun: Some(begun) } if now.plus_nanos(*length).plus_nanos(SKEW) < *begun => {
+                *begun = now;
+            }
+            Run::FromFirstUse { .. } => {}
+        }
     }
 
     fn facts(&mut self, now: Moment) -> Facts {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::calendar::{Calendar, Unit, east};
-use super::ledger::UnderLock;
+use super::ledger::{Planned, UnderLock};
 use super::periods::{Run, Window, Windows};
 use super::shell::{Shell, Waits, check_queue, limiter};
 use super::sliding::DEFAULT_WINDOW_QUEUE;
@@ -155,7 +155,7 @@ impl QuotaBuilder {
             Window::FromFirstUse(length) => Run::FromFirstUse { length: nanos(length), begun: None },
         };
         let windows = Windows::new(self.limit, self.carry_over, run);
-        Ok(Quota(Arc::new(Shell::new(UnderLock::METER, windows, self.waits))))
+        Ok(Quota(Arc::new(Shell::new(UnderLock::METER, Planned::new(windows), self.waits))))
     }
 }
 
@@ -210,7 +210,7 @@ impl Quota {
     /// How many are allowed in a window.
     #[must_use]
     pub fn limit(&self) -> u64 {
-        self.0.read(|_, windows| windows.limit)
+        self.0.read(|_, locked| locked.ledger.limit)
     }
 
     /// Changes the limit while in use, also that of the running window: what was used of it stays used, and what is more
@@ -233,16 +233,16 @@ impl Quota {
     pub fn set_limit(&self, limit: u64) -> Result<(), ConfigError> {
         let now = Moment::now();
         let mut faults = Faults::of("quota");
-        self.0.read(|_, windows| check(&mut faults, limit, windows.run.window()));
+        self.0.read(|_, locked| check(&mut faults, limit, locked.ledger.run.window()));
         faults.into_result()?;
-        self.0.change(|_, windows| windows.set_limit(now, limit));
+        self.0.change(|_, locked| locked.ledger.set_limit(now, limit));
         Ok(())
     }
 }
 
 impl fmt::Debug for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let windows = self.0.read(|_, windows| *windows);
+        let windows = self.0.read(|_, locked| locked.ledger);
         f.debug_struct("Quota")
             .field("name", self.0.name())
             .field("limit", &windows.limit)
@@ -253,7 +253,7 @@ impl fmt::Debug for Quota {
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let windows = self.0.read(|_, windows| *windows);
+        let windows = self.0.read(|_, locked| locked.ledger);
         write!(f, "{} {} per {}", self.0.name().as_str(), windows.limit, windows.run.window())
     }
 }

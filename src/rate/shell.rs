@@ -1,10 +1,13 @@
 //! What all limiters have in common: the queue of those who wait, around a [`Meter`] that decides.
 //!
 //! 1. The meter decides under the queue's lock, except at once and if nobody waits.
-//! 2. Only the head of the queue is told a moment, and so holds a timer. What it waits for is taken when it is due, so
-//!    leaving the queue costs nothing.
-//! 3. Who leaves the head, and whatever may make its moment earlier, wakes the head.
+//! 2. A waiter is granted what it waits for as of the moment when that falls due, whether or not it is polled then:
+//!    whoever comes to the lock serves all that are due. So a waiter that does not come holds up nobody, and what the
+//!    others were told stays true.
+//! 3. A grant that is not fetched goes back like any other taking that came to nothing.
+//! 4. Each waiter has a timer for the moment that it was told. Whatever may make that moment earlier wakes the head.
 
+use std::collections::BTreeMap;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -13,8 +16,8 @@ use super::pace::Take;
 use crate::call::Call;
 use crate::error::{Name, Reason, Refusal};
 use crate::gate::{Entry, Outcome, Pass, Ticket, Underway};
-use crate::internal::queue::{Key, Queue, Status};
-use crate::internal::sync::{Mutex, MutexGuard};
+use crate::internal::queue::{Key, Queue, Status, WakeList};
+use crate::internal::sync::Mutex;
 use crate::internal::time::{Moment, nanos};
 
 /// A machine that says when so many may go. Costs are at least 1 and at most the largest, and but for the first two
@@ -57,16 +60,27 @@ pub(super) trait Meter: Send + Sync + 'static {
     /// The most that one call can cost.
     fn largest(&self, locked: &Self::Locked) -> u32;
 
+    /// Whether calls go out one at a time: then a grant that is fetched late is worth nothing.
+    const PACED: bool = false;
+
+    /// Dates back what another runtime's clock has left far ahead.
+    fn heal(&self, locked: &mut Self::Locked, now: Moment);
+
     /// Takes so many if they are there, with a note for the pass; or says when they would be.
     fn take(&self, locked: &mut Self::Locked, now: Moment, cost: u32) -> Take;
 
-    /// The same for who was told its moment and may come late by a timer's grain.
-    fn take_as_told(&self, locked: &mut Self::Locked, now: Moment, cost: u32) -> Take {
-        self.take(locked, now, cost)
-    }
-
     /// When so many would be there behind all who wait.
     fn due(&self, locked: &mut Self::Locked, queue: &Queue, now: Moment, cost: u32) -> Moment;
+
+    /// One more waits, whose turn comes then.
+    fn queued(&self, locked: &mut Self::Locked, due: Moment, cost: u32) {
+        let _ = (locked, due, cost);
+    }
+
+    /// The queue or what is there has changed in another way than by arrivals and by serving waiters when they are due.
+    fn disturbed(&self, locked: &mut Self::Locked) {
+        let _ = locked;
+    }
 
     /// Undoes a taking as if it had never been, as far as that can no longer let more through than allowed.
     fn undo(&self, locked: &mut Self::Locked, taken: u64, cost: u32);
@@ -74,8 +88,8 @@ pub(super) trait Meter: Send + Sync + 'static {
     /// Puts back what was taken and not used, with the pass's note if it is known.
     fn put_back(&self, locked: &mut Self::Locked, now: Moment, taken: Option<u64>, tokens: u32);
 
-    /// Takes so many whether they are there or not.
-    fn charge(&self, locked: &mut Self::Locked, now: Moment, tokens: u32);
+    /// Takes so many whether they are there or not: how many that were.
+    fn charge(&self, locked: &mut Self::Locked, now: Moment, tokens: u32) -> u32;
 
     fn facts(&self, locked: &mut Self::Locked, now: Moment) -> Facts;
 }
@@ -112,14 +126,36 @@ pub(super) struct Shell<M: Meter> {
 #[derive(Debug)]
 struct Waiting<L> {
     queue: Queue,
+    /// What waiters were granted that have not fetched it.
+    granted: BTreeMap<Key, Grant>,
+    /// Up to when the queue has been served: nothing that came later is given to an earlier moment.
+    served: Moment,
     locked: L,
 }
+
+impl<L> Waiting<L> {
+    const fn new(locked: L) -> Mutex<Self> {
+        Mutex::new(Self { queue: Queue::new(), granted: BTreeMap::new(), served: Moment::NEVER, locked })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Grant {
+    /// The meter's note.
+    taken: u64,
+    cost: u32,
+    /// When it fell due.
+    due: Moment,
+}
+
+/// How late a grant may be fetched where calls go out one at a time: a timer's grain, twice.
+const LATE: u64 = 2_000_000;
 
 impl<M: Meter> Shell<M> {
     pub(super) fn new(meter: M, locked: M::Locked, waits: Waits) -> Self {
         Self {
             meter,
-            waiting: Mutex::new(Waiting { queue: Queue::new(), locked }),
+            waiting: Waiting::new(locked),
             max_queue: waits.max_queue,
             max_wait: waits.max_wait.map_or(u64::MAX, nanos),
             name: waits.name,
@@ -130,7 +166,7 @@ impl<M: Meter> Shell<M> {
     pub(super) fn another(&self, meter: M, locked: M::Locked) -> Self {
         Self {
             meter,
-            waiting: Mutex::new(Waiting { queue: Queue::new(), locked }),
+            waiting: Waiting::new(locked),
             max_queue: self.max_queue,
             max_wait: self.max_wait,
             name: self.name.clone(),
@@ -140,7 +176,7 @@ impl<M: Meter> Shell<M> {
     /// Whether nobody waits and what the meter keeps is as given.
     pub(super) fn is_idle(&self, fresh: impl FnOnce(&M, &mut M::Locked) -> bool) -> bool {
         let mut waiting = self.waiting.lock();
-        waiting.queue.is_empty() && fresh(&self.meter, &mut waiting.locked)
+        waiting.queue.is_empty() && waiting.granted.is_empty() && fresh(&self.meter, &mut waiting.locked)
     }
 
     /// Whether a call would be let in that does not want to wait.
@@ -150,7 +186,8 @@ impl<M: Meter> Shell<M> {
             return Ok(());
         }
         let mut waiting = self.waiting.lock();
-        let Waiting { queue, locked } = &mut *waiting;
+        let Waiting { queue, locked, .. } = &mut *waiting;
+        self.meter.heal(locked, now);
         let limit = self.meter.largest(locked);
         let (reason, due) = if cost == 0 {
             (Reason::ZeroCost, now)
@@ -194,16 +231,15 @@ impl<M: Meter> Shell<M> {
             return Ok(());
         }
         let mut waiting = self.waiting.lock();
-        let due = match self.take_in_turn(&mut waiting, now, cost) {
-            Ok(Take::Now(_)) => return Ok(()),
-            Ok(Take::At(due)) => Ok(due),
-            Err(never) => Err(never),
-        };
+        let (wakers, _) = self.serve(&mut waiting, now);
+        let taken = self.take_in_turn(&mut waiting, now, cost);
         drop(waiting);
-        Err(match due {
-            Ok(due) => self.refuse(Reason::Busy, now, due),
-            Err(never) => self.refuse(never, now, now),
-        })
+        wakers.wake();
+        match taken {
+            Ok(Take::Now(_)) => Ok(()),
+            Ok(Take::At(due)) => Err(self.refuse(Reason::Busy, now, due)),
+            Err(never) => Err(self.refuse(never, now, now)),
+        }
     }
 
     #[inline]
@@ -227,23 +263,81 @@ impl<M: Meter> Shell<M> {
             return Entry::Pass(Pass::new(taken, cost.into()));
         }
         let mut waiting = self.waiting.lock();
-        let due = match self.take_in_turn(&mut waiting, now, cost) {
-            Ok(Take::Now(taken)) => return Entry::Pass(Pass::new(taken, cost.into())),
-            Ok(Take::At(due)) => due,
-            Err(never) => {
-                drop(waiting);
-                return Entry::Refused(self.refuse(never, now, now));
-            }
+        let (wakers, _) = self.serve(&mut waiting, now);
+        let entry = match self.take_in_turn(&mut waiting, now, cost) {
+            Ok(Take::Now(taken)) => Ok(taken),
+            Ok(Take::At(due)) => match self.why_not_wait(call, due, waiting.queue.len()) {
+                Some(reason) => Err((reason, due)),
+                None => {
+                    let ticket = self.queue_up(&mut waiting, call, due);
+                    drop(waiting);
+                    // Nothing is held, so a waker that panics loses nothing but the place, which nobody keeps.
+                    wakers.wake();
+                    return Entry::Wait(ticket, Some(due));
+                }
+            },
+            Err(never) => Err((never, now)),
         };
-        let give_up = now.plus_nanos(self.max_wait);
-        if let Some(reason) = self.why_not_wait(call, due, waiting.queue.len()) {
-            drop(waiting);
-            return Entry::Refused(self.refuse(reason, now, due));
+        drop(waiting);
+        match entry {
+            Ok(taken) => {
+                let pass = Underway::new(Pass::new(taken, cost.into()), |pass| self.undo(&pass));
+                wakers.wake();
+                pass.arrive()
+            }
+            Err((reason, due)) => {
+                wakers.wake();
+                Entry::Refused(self.refuse(reason, now, due))
+            }
         }
-        self.meter.set_waiting(true);
-        let head = waiting.queue.is_empty();
-        let key = waiting.queue.push(cost, give_up, None);
-        Entry::Wait(Ticket::new(key.to_bits(), give_up.nanos()), head.then_some(due))
+    }
+
+    /// Appends a waiter that will be served then.
+    fn queue_up(&self, waiting: &mut Waiting<M::Locked>, call: &Call, due: Moment) -> Ticket {
+        let Waiting { queue, served, locked, .. } = waiting;
+        if queue.is_empty() {
+            self.meter.set_waiting(true);
+            *served = call.now();
+        }
+        self.meter.queued(locked, due, call.cost());
+        let until = call.now().plus_nanos(self.max_wait).min(call.ends());
+        let key = queue.push(call.cost(), until, None);
+        Ticket::new(key.to_bits(), due.nanos())
+    }
+
+    /// Grants all that is due, each as of the moment when it fell due, and sends away those whose time is over then. The
+    /// wakers are to be woken without the lock. Also returns when the head that is left is due.
+    fn serve(&self, waiting: &mut Waiting<M::Locked>, now: Moment) -> (WakeList, Option<Moment>) {
+        let mut wakers = WakeList::default();
+        let Waiting { queue, granted, served, locked } = waiting;
+        self.meter.heal(locked, now);
+        let mut next = None;
+        while let (Some(cost), Some(until)) = (queue.head(), queue.head_until()) {
+            // A clock that went back must not be waited for.
+            *served = (*served).min(now);
+            let fits = cost <= self.meter.largest(locked);
+            match if fits { self.meter.take(locked, *served, cost) } else { Take::At(Moment::NEVER) } {
+                Take::Now(taken) => {
+                    let (key, waker) = queue.grant_head();
+                    granted.insert(key, Grant { taken, cost, due: *served });
+                    wakers.push(waker);
+                }
+                // It would be too late, or for ever. It is told when it asks.
+                Take::At(due) if due > until || !fits => {
+                    wakers.push(queue.reject_head());
+                    self.meter.disturbed(locked);
+                }
+                Take::At(due) if due > now => {
+                    next = Some(due);
+                    break;
+                }
+                Take::At(due) => *served = due,
+            }
+        }
+        if queue.is_empty() {
+            self.meter.set_waiting(false);
+        }
+        (wakers, next)
     }
 
     /// Why a call that would be served when it is due, behind so many others, is not to wait for it.
@@ -261,7 +355,7 @@ impl<M: Meter> Shell<M> {
 
     /// Takes if nobody waits, or says when it would be served, or why never.
     fn take_in_turn(&self, waiting: &mut Waiting<M::Locked>, now: Moment, cost: u32) -> Result<Take, Reason> {
-        let Waiting { queue, locked } = waiting;
+        let Waiting { queue, locked, .. } = waiting;
         let limit = self.meter.largest(locked);
         if cost == 0 {
             Err(Reason::ZeroCost)
@@ -274,61 +368,107 @@ impl<M: Meter> Shell<M> {
         }
     }
 
-    /// Who would be served now but for a head that has not come yet is told no time: nobody knows it.
     fn refuse(&self, reason: Reason, now: Moment, due: Moment) -> Refusal {
         let refusal = Refusal::by(self.name.clone(), reason);
-        if due > now { refusal.after(due.since(now)) } else { refusal }
+        if due > now && due < Moment::NEVER { refusal.after(due.since(now)) } else { refusal }
     }
 
     pub(super) fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
-        let [bits, give_up] = ticket.words();
-        let (key, give_up) = (Key::from_bits(bits), Moment::from_nanos(give_up));
+        let [bits, told] = ticket.words();
+        let (key, told) = (Key::from_bits(bits), Moment::from_nanos(told));
         let waker = cx.waker().clone();
         let (cost, now) = (call.cost(), call.now());
         let mut waiting = self.waiting.lock();
-        let due = if waiting.queue.status(key) == (Status::Waiting { head: true }) {
-            let limit = self.meter.largest(&waiting.locked);
-            if cost > limit {
-                self.end_wait(waiting, key);
-                return Entry::Refused(self.refuse(Reason::CostAboveLimit { cost, limit }, now, now));
-            }
-            match self.meter.take_as_told(&mut waiting.locked, now, cost) {
-                Take::Now(taken) => {
+        let (wakers, mut next) = self.serve(&mut waiting, now);
+        let mut status = waiting.queue.status(key);
+        if status == Status::Served {
+            match self.fetch(&mut waiting, key, now, call.ends()) {
+                Ok(taken) => {
+                    drop(waiting);
                     let pass = Underway::new(Pass::new(taken, cost.into()), |pass| self.undo(&pass));
-                    self.end_wait(waiting, key);
+                    wakers.wake();
+                    drop(waker);
                     return pass.arrive();
                 }
-                // The rate was lowered meanwhile, or somebody's cost was settled above what it had taken.
-                Take::At(due) if due > give_up.min(call.ends()) => {
-                    self.end_wait(waiting, key);
-                    return Entry::Refused(self.refuse(Reason::TooLate, now, due));
-                }
-                Take::At(due) => Some(due),
+                // Fetched too late: it is the head once more.
+                Err(due) => (status, next) = (Status::Waiting { head: true }, Some(due)),
             }
-        } else {
-            None
+        }
+        if status == Status::Rejected {
+            let limit = self.meter.largest(&waiting.locked);
+            let (_, own) = waiting.queue.remove(key);
+            let Waiting { queue, locked, .. } = &mut *waiting;
+            let again = if cost > limit { now } else { self.meter.due(locked, queue, now, cost) };
+            drop(waiting);
+            wakers.wake();
+            drop((own, waker));
+            return Entry::Refused(if cost > limit {
+                self.refuse(Reason::CostAboveLimit { cost, limit }, now, now)
+            } else {
+                self.refuse(Reason::TooLate, now, again)
+            });
+        }
+        // Told anew if its moment has passed: the rate was lowered, or somebody's cost was settled above what it had taken.
+        let due = match next {
+            Some(head) if status == (Status::Waiting { head: true }) => head,
+            Some(head) if told <= now => head,
+            _ => told,
         };
         let unused = waiting.queue.leave_waker(key, waker);
         drop(waiting);
+        wakers.wake();
         drop(unused);
-        Entry::Wait(ticket, due)
+        Entry::Wait(Ticket::new(bits, due.nanos()), Some(due))
+    }
+
+    /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, what is fetched late is lost,
+    /// and the waiter takes anew or stands first again: then, the moment when it is due.
+    fn fetch(&self, waiting: &mut Waiting<M::Locked>, key: Key, now: Moment, until: Moment) -> Result<u64, Moment> {
+        let Waiting { queue, granted, served, locked } = waiting;
+        let Some(Grant { taken, cost, due }) = granted.remove(&key) else { unreachable!("a grant is fetched once") };
+        if !M::PACED || now <= due.plus_nanos(LATE) {
+            return Ok(taken);
+        }
+        self.meter.disturbed(locked);
+        match self.meter.take(locked, now, cost) {
+            Take::Now(taken) => Ok(taken),
+            Take::At(due) => {
+                if queue.is_empty() {
+                    self.meter.set_waiting(true);
+                }
+                *served = now;
+                queue.restore(key, cost, until);
+                Err(due)
+            }
+        }
     }
 
     pub(super) fn abandon(&self, ticket: &Ticket) {
-        self.end_wait(self.waiting.lock(), Key::from_bits(ticket.words()[0]));
-    }
-
-    /// Takes a waiter out, and tells whoever is first now.
-    fn end_wait(&self, mut waiting: MutexGuard<'_, Waiting<M::Locked>>, key: Key) {
+        let key = Key::from_bits(ticket.words()[0]);
+        let now = Moment::now();
+        let mut waiting = self.waiting.lock();
+        // What was due before it left is theirs who wait.
+        let (before, _) = self.serve(&mut waiting, now);
         let (status, own) = waiting.queue.remove(key);
-        if waiting.queue.is_empty() {
-            self.meter.set_waiting(false);
+        let Waiting { queue, granted, locked, served } = &mut *waiting;
+        let mut head = None;
+        if let (Status::Served, Some(grant)) = (status, granted.remove(&key)) {
+            *served = now;
+            self.meter.disturbed(locked);
+            self.meter.undo(locked, grant.taken, grant.cost);
+        } else if matches!(status, Status::Waiting { .. }) {
+            self.meter.disturbed(locked);
+            if status == (Status::Waiting { head: true }) {
+                // Those behind it come earlier than they were told.
+                *served = now;
+                head = queue.take_head_waker();
+            }
         }
-        if status == (Status::Waiting { head: true }) {
-            wake_head(waiting);
-        } else {
-            drop(waiting);
-        }
+        let (after, _) = self.serve(&mut waiting, now);
+        drop(waiting);
+        before.wake();
+        after.wake();
+        head.into_iter().for_each(Waker::wake);
         drop(own);
     }
 
@@ -349,14 +489,16 @@ impl<M: Meter> Shell<M> {
     pub(super) fn settle(&self, pass: &mut Pass, actual: u32) {
         let [taken, cost] = pass.words();
         let (cost, now) = (cost as u32, Moment::now());
-        self.change(|meter, locked| {
+        let costs = self.change(|meter, locked| {
             if actual > cost {
-                meter.charge(locked, now, actual - cost);
+                // Noted is what could be charged: no more comes back.
+                cost + meter.charge(locked, now, actual - cost)
             } else {
                 meter.put_back(locked, now, Some(taken), cost - actual);
+                actual
             }
         });
-        *pass = Pass::new(taken, actual.into());
+        *pass = Pass::new(taken, costs.into());
     }
 
     pub(super) fn refund(&self, tokens: u32) {
@@ -364,11 +506,21 @@ impl<M: Meter> Shell<M> {
         self.change(|meter, locked| meter.put_back(locked, now, None, tokens));
     }
 
-    /// Changes what the meter keeps, and has the head of the queue look again.
+    /// Changes what the meter keeps. What is due is served before by the old and after by the new.
     pub(super) fn change<R>(&self, change: impl FnOnce(&M, &mut M::Locked) -> R) -> R {
+        let now = Moment::now();
         let mut waiting = self.waiting.lock();
+        let (before, _) = self.serve(&mut waiting, now);
         let result = change(&self.meter, &mut waiting.locked);
-        wake_head(waiting);
+        waiting.served = now;
+        self.meter.disturbed(&mut waiting.locked);
+        let (after, _) = self.serve(&mut waiting, now);
+        // It may be due earlier than it thinks.
+        let head = waiting.queue.take_head_waker();
+        drop(waiting);
+        before.wake();
+        after.wake();
+        head.into_iter().for_each(Waker::wake);
         result
     }
 
@@ -379,17 +531,24 @@ impl<M: Meter> Shell<M> {
 
     pub(super) fn facts(&self) -> Facts {
         let now = Moment::now();
-        self.read(|meter, locked| meter.facts(locked, now))
+        let mut waiting = self.waiting.lock();
+        let (wakers, _) = self.serve(&mut waiting, now);
+        let facts = self.meter.facts(&mut waiting.locked, now);
+        drop(waiting);
+        wakers.wake();
+        facts
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
         let now = Moment::now();
         let mut waiting = self.waiting.lock();
-        let Waiting { queue, locked } = &mut *waiting;
+        let (wakers, _) = self.serve(&mut waiting, now);
+        let Waiting { queue, locked, .. } = &mut *waiting;
         let facts = self.meter.facts(locked, now);
         let waited_for = !queue.is_empty();
         let next = if waited_for { self.meter.due(locked, queue, now, 1) } else { facts.reset };
         drop(waiting);
+        wakers.wake();
         let remaining = if waited_for { 0 } else { facts.remaining };
         Snapshot {
             name: self.name.clone(),
@@ -400,13 +559,6 @@ impl<M: Meter> Shell<M> {
             retry_after: if remaining > 0 { Some(Duration::ZERO) } else { (next > now).then(|| next.since(now)) },
         }
     }
-}
-
-/// It may be due earlier than it thinks.
-fn wake_head<L>(mut waiting: MutexGuard<'_, Waiting<L>>) {
-    let waker = waiting.queue.take_head_waker();
-    drop(waiting);
-    waker.into_iter().for_each(Waker::wake);
 }
 
 /// What every limiter offers, written once for all of them: the handle, the way in, and the way to look.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::ledger::UnderLock;
+use super::ledger::{Planned, UnderLock};
 use super::shell::{Shell, Waits, check_queue, limiter};
 use super::units::Rate;
 use super::window::Counting;
@@ -120,7 +120,7 @@ impl SlidingWindowBuilder {
         faults.into_result()?;
         let exact = self.rate.count <= u64::from(self.exact_up_to);
         let counting = if exact { Counting::exact(self.rate) } else { Counting::weighted(self.rate) };
-        Ok(SlidingWindow(Arc::new(Shell::new(UnderLock::METER, counting, self.waits))))
+        Ok(SlidingWindow(Arc::new(Shell::new(UnderLock::METER, Planned::new(counting), self.waits))))
     }
 }
 
@@ -144,14 +144,14 @@ impl SlidingWindow {
     /// How many are allowed in how long.
     #[must_use]
     pub fn rate(&self) -> Rate {
-        self.0.read(|_, counting| counting.rate())
+        self.0.read(|_, locked| locked.ledger.rate())
     }
 
     /// Whether it remembers every call, or estimates from two counters. Only new settings of a [`Keyed`](crate::Keyed)
     /// that it is in change that.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        self.0.read(|_, counting| counting.is_exact())
+        self.0.read(|_, locked| locked.ledger.is_exact())
     }
 
     /// Changes limit and window while in use. What was taken still counts, but what had already left a shorter window
@@ -179,7 +179,7 @@ impl SlidingWindow {
         let fits = !fine || !self.is_exact() || rate.count <= LONGEST_LOG.into();
         faults.check(fits, "limit", &rate.count, "1 to 65536 with a log");
         faults.into_result()?;
-        self.0.change(|_, counting| counting.set_rate(now, rate));
+        self.0.change(|_, locked| locked.ledger.set_rate(now, rate));
         Ok(())
     }
 }

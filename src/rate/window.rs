@@ -10,6 +10,9 @@ use crate::internal::time::Moment;
 
 /// Nobody owes more.
 const MOST: u64 = 1 << 62;
+/// How much further ahead than a window the latest moment may lie, in nanoseconds, before it is dated back: more than
+/// threads that have read the same clock can differ by.
+pub(super) const SKEW: u64 = 10_000_000_000;
 
 /// What was taken, each with its moment: exact, and as long as the limit is high.
 ///
@@ -103,10 +106,17 @@ impl Ledger for Log {
         }
     }
 
+    /// What was taken then, and what was charged for it later: the oldest entries from then on, so that what others took
+    /// meanwhile counts longer than it should, never shorter.
     fn undo(&mut self, taken: u64, cost: u64) {
+        if self.taken.front().is_none_or(|(oldest, _)| taken < *oldest) {
+            // It no longer counts, but for what was charged later: that can't be told from what others took.
+            return;
+        }
         let place = self.taken.partition_point(|(at, _)| *at < taken);
-        if self.taken.get(place).is_some_and(|(at, _)| *at == taken) {
-            self.remove(place, cost);
+        let mut left = cost;
+        while left > 0 && place < self.taken.len() {
+            left -= self.remove(place, left);
         }
     }
 
@@ -119,21 +129,35 @@ impl Ledger for Log {
         }
     }
 
-    fn charge(&mut self, now: Moment, tokens: u64) {
+    fn charge(&mut self, now: Moment, tokens: u64) -> u64 {
         let now = self.forget(now);
         let tokens = tokens.min(MOST - self.sum);
         if tokens > 0 {
             self.add(now, tokens);
         }
+        tokens
     }
 
+    fn heal(&mut self, now: Moment) {
+        let ahead = self.latest.saturating_sub(now.nanos());
+        if ahead > self.window.saturating_add(SKEW) {
+            for (at, _) in &mut self.taken {
+                *at = at.saturating_sub(ahead);
+            }
+            self.latest -= ahead;
+        }
+    }
+
+    /// Does not forget: a look must not move the moment by which the next one is served.
     fn facts(&mut self, now: Moment) -> Facts {
-        let now = self.forget(now);
-        let reset = match self.sum {
+        let now = self.latest.max(now.nanos());
+        let over: u64 = self.taken.iter().take_while(|(at, _)| now - at >= self.window).map(|(_, units)| units).sum();
+        let sum = self.sum - over;
+        let reset = match sum {
             0 => Moment::from_nanos(now.saturating_add(self.window)),
-            sum => self.gone((sum + 1).saturating_sub(self.limit).max(1)),
+            sum => self.gone(over + (sum + 1).saturating_sub(self.limit).max(1)),
         };
-        Facts { limit: self.limit, remaining: self.limit.saturating_sub(self.sum), window: self.window, reset }
+        Facts { limit: self.limit, remaining: self.limit.saturating_sub(sum), window: self.window, reset }
     }
 }
 
@@ -227,9 +251,22 @@ impl Ledger for Weighted {
 
     fn undo(&mut self, taken: u64, cost: u64) {
         if taken == self.index() {
+            // What was charged for it may have been counted in the running window, or in the one before.
+            let rest = cost.saturating_sub(self.current);
             self.current = self.current.saturating_sub(cost);
+            self.before = self.before.saturating_sub(rest);
         } else if taken.checked_add(1) == Some(self.index()) {
+            let rest = cost.saturating_sub(self.before);
             self.before = self.before.saturating_sub(cost);
+            self.current = self.current.saturating_sub(rest);
+        }
+    }
+
+    fn heal(&mut self, now: Moment) {
+        if self.latest.saturating_sub(now.nanos()) > self.window.saturating_add(SKEW) {
+            // All that is in view counts as of now, rounded up.
+            let counted = self.counted(self.latest % self.window);
+            (self.latest, self.current, self.before) = (now.nanos(), counted, 0);
         }
     }
 
@@ -242,10 +279,12 @@ impl Ledger for Weighted {
         self.current = self.current.saturating_sub(rest);
     }
 
-    fn charge(&mut self, now: Moment, tokens: u64) {
+    fn charge(&mut self, now: Moment, tokens: u64) -> u64 {
         let (seen, _) = self.at(now);
         *self = seen;
-        self.current = self.current.saturating_add(tokens).min(MOST);
+        let tokens = tokens.min(MOST.saturating_sub(self.current));
+        self.current += tokens;
+        tokens
     }
 
     fn facts(&mut self, now: Moment) -> Facts {
@@ -371,8 +410,12 @@ impl Ledger for Counting {
         either!(self, ledger => ledger.put_back(now, tokens));
     }
 
-    fn charge(&mut self, now: Moment, tokens: u64) {
-        either!(self, ledger => ledger.charge(now, tokens));
+    fn charge(&mut self, now: Moment, tokens: u64) -> u64 {
+        either!(self, ledger => ledger.charge(now, tokens))
+    }
+
+    fn heal(&mut self, now: Moment) {
+        either!(self, ledger => ledger.heal(now));
     }
 
     fn facts(&mut self, now: Moment) -> Facts {
@@ -508,6 +551,23 @@ mod tests {
             *count -= removed;
             self.counts.retain(|_, count| *count > 0);
             removed
+        }
+
+        /// What was taken there, and what was charged for it later.
+        fn undo(&mut self, place: u64, mut units: u64) {
+            if self.exact && self.counts.keys().next().is_none_or(|oldest| place < *oldest) {
+                return;
+            }
+            let (from, to) = if self.exact { (place, u64::MAX) } else { (place, place + 1) };
+            if !self.exact && place + 1 < self.place() {
+                return;
+            }
+            while let Some(at) = self.counts.range(from..=to).next().map(|(at, _)| *at).filter(|_| units > 0) {
+                units -= self.remove(at, units);
+            }
+            if !self.exact && place == self.place() {
+                self.remove(place - 1, units);
+            }
         }
 
         fn put_back(&mut self, now: Moment, mut units: u64) {
@@ -706,7 +766,7 @@ mod tests {
                         counting.undo(note, units);
                         // The numbers of windows of another length say nothing.
                         if exact || window == naive.rate.period {
-                            naive.remove(note, units);
+                            naive.undo(note, units);
                         }
                         changed = false;
                     }

@@ -31,8 +31,54 @@ pub(super) struct Word<const PACED: bool> {
     purses: Option<Box<Purses>>,
 }
 
-/// What a pass notes whose tokens came out of a purse: no state.
+/// What a pass notes whose tokens came out of a purse: no moment.
 const FROM_PURSE: u64 = u64::MAX;
+
+/// What the lock guards beside the word.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    /// How far the state may lie beyond that of an empty bucket, in units.
+    debt: u64,
+    /// A stretch of stretched time that has come off tokens which came back. It comes off once only, so that tokens which
+    /// were held at the same time all come back.
+    charged: (u64, u64),
+    /// When the pace was changed, in nanoseconds: what was taken before does not come back.
+    changed: u64,
+}
+
+impl Book {
+    pub(super) const fn owes(&self) -> bool {
+        self.debt > 0
+    }
+
+    /// What comes back of tokens that were taken at some time, in units: what they cost, less the time since then that has
+    /// not come off others.
+    ///
+    /// That is safe in any order. Compare the word with that of a bucket in which none of the tokens that are out were ever
+    /// taken. Each taking puts it ahead by its cost, and it falls back only while the other bucket is full, at the rate. A
+    /// unit of time lets it fall back by one, however many tokens are out: so it has to come off once.
+    ///
+    /// Returns also which stretch is charged then.
+    pub(super) fn refund(&self, pace: Pace, taken: Moment, now: Moment, tokens: u32) -> (u64, (u64, u64)) {
+        let (since, until) = (pace.virtual_time(taken), pace.virtual_time(now));
+        let (from, to) = self.charged;
+        let overlap = until.min(to).saturating_sub(since.max(from));
+        let uncharged = until.saturating_sub(since).saturating_sub(overlap);
+        let cost = pace.any_cost(tokens);
+        let off = cost.min(uncharged);
+        let charged = if since > to {
+            (since, since + off)
+        } else if since >= from {
+            (from, to + off)
+        } else if off >= from - since {
+            (since, to + (off - (from - since)))
+        } else {
+            // Two stretches can't be kept. What is forgotten comes off once more, on the safe side.
+            (from, to)
+        };
+        (cost - off, charged)
+    }
+}
 /// A thread takes no more ahead than this part of what is there, so that nobody does where tokens are scarce.
 const AHEAD: u32 = 4;
 
@@ -90,11 +136,11 @@ impl<const PACED: bool> Word<PACED> {
             }
             let taken = pace.take_now(seen & STATE, now, cost)?;
             let ahead = purses.room(stripe).min(pace.available(taken, now) / AHEAD);
-            let next = pace.charge(taken, now, ahead);
+            let (next, ahead) = pace.charge(taken, now, ahead);
             match self.cell.compare_exchange_weak(seen, BATCHED | next, AcqRel, Acquire) {
                 Ok(_) => {
                     purses.fill(stripe, ahead);
-                    return Some(next);
+                    return Some(now.nanos());
                 }
                 Err(actual) => seen = actual,
             }
@@ -123,8 +169,12 @@ impl<const PACED: bool> Word<PACED> {
     }
 
     /// Changes the pace, with the lock held. What is there stays there.
-    pub(super) fn set_pace(&self, now: Moment, new: Pace) {
+    pub(super) fn set_pace(&self, book: &mut Book, now: Moment, new: Pace) {
         let old = self.pace();
+        if old == new {
+            return;
+        }
+        *book = Book { changed: now.nanos(), debt: 0, charged: (0, 0) };
         let before = self.cell.fetch_or(BUSY, AcqRel);
         self.multiplier.store(new.multiplier, Relaxed);
         self.shape.store(shape(new), Relaxed);
@@ -133,10 +183,11 @@ impl<const PACED: bool> Word<PACED> {
         let state = old.convert(before & STATE, now, new).saturating_sub(1);
         let state = if state == before & STATE { state.saturating_sub(1) } else { state };
         self.cell.store(before & !STATE | state, Release);
+        book.debt = new.debt(state, now);
     }
 
     /// Changes the state, with the lock held: the flags stay as they are.
-    fn update(&self, change: impl Fn(u64) -> Take) -> Take {
+    fn update(&self, mut change: impl FnMut(u64) -> Take) -> Take {
         let mut seen = self.cell.load(Acquire);
         loop {
             let next = match change(seen & STATE) {
@@ -152,7 +203,9 @@ impl<const PACED: bool> Word<PACED> {
 }
 
 impl<const PACED: bool> Meter for Word<PACED> {
-    type Locked = ();
+    type Locked = Book;
+
+    const PACED: bool = PACED;
 
     #[inline]
     fn take_at_once(&self, now: Moment, cost: u32) -> Option<u64> {
@@ -165,7 +218,7 @@ impl<const PACED: bool> Meter for Word<PACED> {
             }
             let next = pace.take_now(seen, now, cost)?;
             match self.cell.compare_exchange_weak(seen, next, AcqRel, Acquire) {
-                Ok(_) => return Some(next),
+                Ok(_) => return Some(now.nanos()),
                 Err(actual) => seen = actual,
             }
         }
@@ -206,50 +259,79 @@ impl<const PACED: bool> Meter for Word<PACED> {
         }
     }
 
-    fn largest(&self, (): &()) -> u32 {
+    fn largest(&self, _: &Book) -> u32 {
         self.pace().largest()
     }
 
-    fn take(&self, (): &mut (), now: Moment, cost: u32) -> Take {
+    fn heal(&self, book: &mut Book, now: Moment) {
         let pace = self.pace();
-        self.update(|state| pace.take(state, now, 0, cost))
+        let _always = self.update(|state| Take::Now(pace.healed(state, now, book.debt)));
+        if pace.debt(self.state(), now) == 0 {
+            book.debt = 0;
+        }
     }
 
-    fn take_as_told(&self, (): &mut (), now: Moment, cost: u32) -> Take {
+    fn take(&self, book: &mut Book, now: Moment, cost: u32) -> Take {
         let pace = self.pace();
-        self.update(|state| pace.take_as_told(state, now, cost))
+        match self.update(|state| pace.take(state, now, 0, cost)) {
+            Take::Now(next) => {
+                book.debt = book.debt.max(pace.debt(next, now));
+                Take::Now(now.nanos())
+            }
+            later @ Take::At(_) => later,
+        }
     }
 
-    fn due(&self, (): &mut (), queue: &Queue, now: Moment, cost: u32) -> Moment {
+    fn due(&self, _: &mut Book, queue: &Queue, now: Moment, cost: u32) -> Moment {
         match self.pace().take(self.state(), now, queue.weight(), cost) {
             Take::At(due) => due,
             Take::Now(_) => now,
         }
     }
 
-    /// Only if nobody has taken since: tokens that came in between may have been for the place of these.
-    ///
     /// What came out of a purse goes into one, if there is room.
-    fn undo(&self, (): &mut (), taken: u64, cost: u32) {
+    fn undo(&self, book: &mut Book, taken: u64, cost: u32) {
         if let (FROM_PURSE, Some(purses)) = (taken, &self.purses) {
             let stripe = stripe::own();
             return purses.fill(stripe, cost.min(purses.room(stripe)));
         }
-        let back = self.pace().put_back(taken, cost);
-        let _always = self.update(|state| Take::Now(if state == taken { back } else { state }));
+        if taken < book.changed {
+            return;
+        }
+        let pace = self.pace();
+        let taken = Moment::from_nanos(taken);
+        // The lock keeps other refunds out. The clock is read after the word: whoever takes by a later reading fails this
+        // swap, so that what has accrued by then is not given twice.
+        let mut charged = book.charged;
+        let _always = self.update(|state| {
+            let now = Moment::now();
+            let (units, after) = book.refund(pace, taken, now, cost);
+            charged = after;
+            Take::Now(pace.refunded(state, now, units))
+        });
+        book.charged = charged;
     }
 
-    fn put_back(&self, (): &mut (), _: Moment, _: Option<u64>, tokens: u32) {
+    fn put_back(&self, _: &mut Book, _: Moment, _: Option<u64>, tokens: u32) {
         let pace = self.pace();
         let _always = self.update(|state| Take::Now(pace.put_back(state, tokens)));
     }
 
-    fn charge(&self, (): &mut (), now: Moment, tokens: u32) {
+    fn charge(&self, book: &mut Book, now: Moment, tokens: u32) -> u32 {
         let pace = self.pace();
-        let _always = self.update(|state| Take::Now(pace.charge(state, now, tokens)));
+        let mut booked = 0;
+        let charged = self.update(|state| {
+            let (next, count) = pace.charge(state, now, tokens);
+            booked = count;
+            Take::Now(next)
+        });
+        if let Take::Now(next) = charged {
+            book.debt = book.debt.max(pace.debt(next, now));
+        }
+        booked
     }
 
-    fn facts(&self, (): &mut (), now: Moment) -> Facts {
+    fn facts(&self, _: &mut Book, now: Moment) -> Facts {
         let (pace, state) = (self.pace(), self.state());
         Facts {
             limit: pace.burst.into(),
@@ -295,10 +377,10 @@ mod tests {
                 if goes_back {
                     now = Moment::from_nanos(now.nanos() - 1);
                 }
-                let there = word.facts(&mut (), now).remaining as u32;
+                let there = word.facts(&mut Book::default(), now).remaining as u32;
                 let before = there + word.ahead();
                 let taken = word.take_batched(stripe, now, cost);
-                let after = word.facts(&mut (), now).remaining as u32 + word.ahead();
+                let after = word.facts(&mut Book::default(), now).remaining as u32 + word.ahead();
                 prop_assert_eq!(after, before - taken.map_or(0, |_| cost));
                 if taken.is_some() {
                     times.extend((0..cost).map(|_| now));
@@ -325,11 +407,11 @@ mod tests {
         assert_eq!(word.ahead(), 1);
         word.set_waiting(true);
         assert_eq!((word.take_batched(1, now, 1), word.take_ahead(1)), (None, None));
-        word.set_pace(now, Pace::new(Rate::per_second(2), 8, false).unwrap());
+        word.set_pace(&mut Book::default(), now, Pace::new(Rate::per_second(2), 8, false).unwrap());
         assert_eq!(word.take_batched(1, now, 1), None, "somebody still waits");
         word.set_waiting(false);
         assert_eq!(word.take_batched(1, now, 1), Some(FROM_PURSE));
-        assert_eq!((word.ahead(), word.facts(&mut (), now).remaining), (0, 6));
+        assert_eq!((word.ahead(), word.facts(&mut Book::default(), now).remaining), (0, 6));
         assert!(word.take_batched(1, now, 1).is_some());
         assert_eq!((word.at_rest(), word.take_at_once(now, 1)), (None, None), "taken is in batches, or in turn");
     }
@@ -339,7 +421,7 @@ mod tests {
         let word = Word::<false>::batched(Pace::NONE, Purses::new(3, stripe::count()));
         let most = if stripe::own() == stripe::SHARED { 0 } else { 3 };
         for (back, held) in [(2, 2), (2, 3), (1, 3), (u32::MAX, 3)] {
-            word.undo(&mut (), FROM_PURSE, back);
+            word.undo(&mut Book::default(), FROM_PURSE, back);
             assert_eq!(word.ahead(), held.min(most));
         }
     }
@@ -350,7 +432,7 @@ mod tests {
         let word = batched(Rate::per_second(1), 4, 4);
         for left in (0..4).rev() {
             assert!(word.take_batched(1, now, 1).is_some());
-            assert_eq!((word.ahead(), word.facts(&mut (), now).remaining), (0, left));
+            assert_eq!((word.ahead(), word.facts(&mut Book::default(), now).remaining), (0, left));
         }
         assert!(word.take_batched(1, now, 1).is_none());
     }
