@@ -47,7 +47,7 @@ const MOST_STEPS: usize = Outline::MOST;
 ///
 /// assert_eq!(
 ///     policy.to_string(),
-///     "users: timeout 2s → retry ×3 exponential 50ms → breaker → bucket 500/s → semaphore 64 → timeout 300ms"
+///     "users: timeout 2s → retry ×3 exponential 50ms → breaker 50 % of 20 in 10s → bucket 500/s burst 50 → semaphore 64 → timeout 300ms"
 /// );
 /// assert_eq!(policy.run(|| async { Ok::<_, std::io::Error>(42) }).await?, 42);
 /// # Ok(()) }
@@ -298,7 +298,7 @@ pub struct PolicyBuilder {
 
 impl PolicyBuilder {
     /// Limits what stands inside of it, from when the call comes by: as the first step the whole call, inside of a retry
-    /// one attempt. [`Duration::MAX`] is no limit; with a limit of zero only what is ready at once succeeds.
+    /// one attempt. [`Duration::MAX`] is no limit; a limit of zero is a [`ConfigError`].
     ///
     /// tokio's timers have a grain of a millisecond: a limit never fires early, and up to two milliseconds late.
     ///
@@ -316,12 +316,19 @@ impl PolicyBuilder {
     ///     .timeout(3 * tenth)
     ///     .build()?;
     /// let error = policy.run(|| std::future::pending::<Result<(), &str>>()).await.unwrap_err();
-    /// assert_eq!(error.attempts(), 3, "from 0, 400 and 800 ms on");
-    /// assert_eq!(error.limit(), Some(Limit::Step { step: 1, limit: second }));
+    /// assert_eq!(error.attempts(), 2, "from 0 and 400 ms on: at 800, less is left than the first two took");
+    /// assert_eq!(error.limit(), Some(Limit::Step { step: 3, limit: 3 * tenth }));
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
-        self.steps.push(Step::timeout(limit));
+        if limit.is_zero() {
+            let mut faults = Faults::of("timeout");
+            faults.check(false, "limit", &limit, "above 0");
+            let Err(fault) = faults.into_result() else { unreachable!("one was noted") };
+            self.faulty(fault);
+        } else {
+            self.steps.push(Step::timeout(limit));
+        }
         self
     }
 
@@ -329,7 +336,7 @@ impl PolicyBuilder {
     pub fn retry(mut self, retry: Retry) -> Self {
         match retry.build() {
             Ok(plan) => self.steps.push(Step::retry(plan)),
-            Err(faults) => self.faulty("retry", faults),
+            Err(faults) => self.faulty(faults),
         }
         self
     }
@@ -355,7 +362,7 @@ impl PolicyBuilder {
     pub fn gate(mut self, gate: impl IntoGate) -> Self {
         match gate.into_gate() {
             Ok(gate) => self.steps.push(Step::gate(gate)),
-            Err(faults) => self.faulty("gate", faults),
+            Err(faults) => self.faulty(faults),
         }
         self
     }
@@ -416,8 +423,9 @@ impl PolicyBuilder {
     }
 
     /// Keeps the place of a step that could not be built, so that those after it are counted right.
-    fn faulty(&mut self, kind: &str, faults: ConfigError) {
-        self.faults.absorb(&format!("step {} ({kind})", self.steps.len() + 1), faults);
+    fn faulty(&mut self, faults: ConfigError) {
+        let place = self.steps.len() + 1;
+        self.faults.absorb(|own, part| format!("{own}: step {place} ({part})"), faults);
         self.steps.push(Step::timeout(Duration::MAX));
     }
 
@@ -437,7 +445,7 @@ impl PolicyBuilder {
         }
         self.faults.into_result()?;
         let outline =
-            Outline::of(&self.steps, self.said, self.listeners).with_least_time(&self.steps, self.min_attempt);
+            Outline::of(&self.steps, self.said, self.listeners).of_policy(&self.name, &self.steps, self.min_attempt);
         Ok(Policy(Arc::new(Inner { name: self.name, outline, steps: self.steps.into(), tasks: OnceLock::new() })))
     }
 }

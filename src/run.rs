@@ -17,7 +17,7 @@ use crate::internal::seldom::Seldom;
 use crate::internal::time::{Moment, Timer};
 use crate::lane::{End, Lane, Out};
 use crate::policy::Steps;
-use crate::step::Step;
+use crate::step::{Outline, Step};
 use crate::verdict::{Classify, Verdict};
 
 /// A call under a policy: a future, made by [`Policy::run`](crate::Policy::run) and its like.
@@ -135,7 +135,7 @@ where
         let verdict = this.judge.classify(&result);
         Poll::Ready(result.map_err(|last| {
             this.lane.count();
-            failed(this.lane, verdict, last, Stop::NoRetry)
+            failed(this.lane, this.policy.outline(), verdict, last, Stop::NoRetry)
         }))
     }
 
@@ -166,7 +166,7 @@ where
                     }
                     match this.lane.walk_out(steps, outline, &End::Judged(verdict)) {
                         Out::Caller(stop) => {
-                            return Poll::Ready(result.map_err(|last| failed(this.lane, verdict, last, stop)));
+                            return Poll::Ready(result.map_err(|last| failed(this.lane, outline, verdict, last, stop)));
                         }
                         // A value that was judged bad is dropped before the next attempt, an error is kept.
                         Out::Again => result.err().into_iter().for_each(|error| **this.last = Some(error)),
@@ -181,7 +181,7 @@ where
             }
             this.lane.user(|| this.operation.set(None));
             if let Out::Caller(stop) = this.lane.walk_out(steps, outline, &end) {
-                return Poll::Ready(Err(ended(this.lane, steps, end, this.last.take(), stop)));
+                return Poll::Ready(Err(ended(this.lane, (steps, outline), end, this.last.take(), stop)));
             }
         }
     }
@@ -189,21 +189,24 @@ where
 
 /// The operation failed and is not tried again.
 #[cold]
-fn failed<E>(lane: &Lane, verdict: Verdict, last: E, stop: Stop) -> Error<E> {
-    let error = Error::new(Cause::Failed, Some(last), lane.made(), stop);
-    error.with_hint(verdict.hint()).with_elapsed(lane.elapsed())
+fn failed<E>(lane: &Lane, outline: &Outline, verdict: Verdict, last: E, stop: Stop) -> Error<E> {
+    let error = Error::new(Cause::Failed(verdict), Some(last), lane.made(), stop);
+    error.of_policy(outline.name.as_ref()).with_elapsed(lane.elapsed())
 }
 
 /// The call ended some other way.
 #[cold]
-fn ended<E>(lane: &Lane, steps: &[Step], end: End, last: Option<E>, stop: Stop) -> Error<E> {
+fn ended<E>(lane: &Lane, (steps, outline): (&[Step], &Outline), end: End, last: Option<E>, stop: Stop) -> Error<E> {
     let cause = match end {
-        End::TimedOut(place) => Cause::TimedOut(lane.limit(steps, place)),
+        End::TimedOut(place) => {
+            let of_attempt = place.is_some_and(|place| steps[..place].iter().any(Step::is_retry)) && lane.made() > 0;
+            Cause::TimedOut { limit: lane.limit(steps, place), of_attempt }
+        }
         End::Refused(_, refusal) => Cause::Refused(refusal),
         End::Cancelled(reason) => Cause::Cancelled(reason),
         End::Judged(_) => unreachable!("a judged operation has a result"),
     };
-    Error::new(cause, last, lane.made(), stop).with_elapsed(lane.elapsed())
+    Error::new(cause, last, lane.made(), stop).of_policy(outline.name.as_ref()).with_elapsed(lane.elapsed())
 }
 
 #[pinned_drop]

@@ -9,7 +9,7 @@ use crate::breaker::CircuitBreaker;
 use crate::call::Call;
 use crate::drain::{Drain, DrainPart};
 use crate::early::Listeners;
-use crate::error::{Reason, Refusal};
+use crate::error::{Name, Reason, Refusal, Time};
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass};
 use crate::internal::time::nanos;
 use crate::least_time::LeastTime;
@@ -39,6 +39,8 @@ pub struct Outline {
     pub(crate) listeners: Option<Listeners>,
     /// How much time an operation needs.
     pub(crate) least: LeastTime,
+    /// The policy's name, for its errors; none if it is empty.
+    pub(crate) name: Option<Arc<Name>>,
 }
 
 impl Outline {
@@ -55,6 +57,7 @@ impl Outline {
             said: None,
             listeners: None,
             least: LeastTime::none(),
+            name: None,
         }
     }
 
@@ -69,12 +72,14 @@ impl Outline {
             said,
             listeners,
             least: LeastTime::none(),
+            name: None,
         }
     }
 
-    /// The same for a policy, whose operations need so much time: learned unless it is given.
-    pub(crate) fn with_least_time(self, steps: &[Step], min_attempt: Option<Duration>) -> Self {
-        Self { least: LeastTime::new(steps.iter().filter_map(Step::limit), min_attempt), ..self }
+    /// The same for a policy of this name, whose operations need so much time: learned unless it is given.
+    pub(crate) fn of_policy(self, name: &Name, steps: &[Step], min_attempt: Option<Duration>) -> Self {
+        let name = (!name.as_str().is_empty()).then(|| Arc::new(name.clone()));
+        Self { least: LeastTime::new(steps.iter().filter_map(Step::limit), min_attempt), name, ..self }
     }
 }
 
@@ -113,6 +118,10 @@ impl Step {
             .or_else(|| take(&mut gate).map(Kind::Part))
             .or_else(|| gate.take().map(|gate| Kind::Gate(Arc::new(Box::new(gate)))));
         Self(kind.expect("a gate is of one type"))
+    }
+
+    pub(crate) fn is_retry(&self) -> bool {
+        matches!(self.0, Kind::Retry(_))
     }
 
     /// The drain, if it is one or a named part of one.
@@ -223,7 +232,7 @@ pub(crate) fn refuse(gate: &dyn Gate, call: &Call, entry: Entry) -> Refusal {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Timeout(limit) => write!(f, "timeout {:?}", Duration::from_nanos(*limit)),
+            Kind::Timeout(limit) => write!(f, "timeout {}", Time(Duration::from_nanos(*limit))),
             Kind::Retry(plan) => plan.fmt(f),
             _ => self.as_gate().map_or(Ok(()), |gate| gate.draw(f)),
         }

@@ -288,7 +288,7 @@ fn an_error_of_the_closure_is_kept() {
     for place in both(1, 4) {
         let error = wait(place.try_run(|_| "many".parse::<u32>())).unwrap_err();
         assert_eq!((error.kind(), error.attempts()), (ErrorKind::Failed, 1));
-        assert_eq!(error.to_string(), "the operation failed in attempt 1");
+        assert_eq!(error.to_string(), "failed in attempt 1");
         assert!(std::error::Error::source(&error).unwrap().is::<std::num::ParseIntError>());
         place.assert_all_back();
     }
@@ -301,7 +301,7 @@ fn a_panic_is_an_error_with_its_message_and_takes_no_thread_along() {
     for place in both(1, 4) {
         let error = wait(place.run(|_| -> u32 { panic!("no such table") })).unwrap_err();
         assert_eq!((error.kind(), error.panic_message()), (ErrorKind::Panicked, Some("no such table")));
-        assert_eq!(error.to_string(), "the operation panicked in attempt 1: no such table");
+        assert_eq!(error.to_string(), "panicked in attempt 1: no such table");
         let number = 7;
         let error = wait(place.run(move |_| -> u32 { panic!("number {number}") })).unwrap_err();
         assert_eq!(error.panic_message(), Some("number 7"));
@@ -1143,9 +1143,9 @@ fn wrong_settings_are_told_all_at_once() {
         assert_eq!(
             told,
             [
-                format!("{place}: threads is 0, allowed is 1 to 4096"),
-                format!("{place}: max_queue is 33554432, allowed is 0 to 16777216"),
-                format!("{place}: max_wait is 0ns, allowed is 1ms or more; max_queue(0) lets nobody wait"),
+                format!("{place}: threads must be 1 to 4096, is 0"),
+                format!("{place}: max_queue must be 0 to 16777216, is 33554432"),
+                format!("{place}: max_wait must be 1ms or more; max_queue(0) lets nobody wait, is 0ns"),
             ]
         );
     }

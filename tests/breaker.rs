@@ -596,7 +596,7 @@ async fn refusals_have_no_chain_of_causes() {
     for _ in 0..10 {
         let error = policy.run(|| ready(Err::<(), _>(std::io::Error::other("down")))).await.unwrap_err();
         assert!(std::error::Error::source(&error).is_none());
-        assert_eq!(error.to_string(), "refused by peer: the circuit is open, try again in 5s");
+        assert_eq!(error.to_string(), r#"gated: refused by "peer": the circuit is open, retry in 5s"#);
     }
 }
 

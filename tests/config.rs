@@ -26,7 +26,7 @@ fn assert_fault<T>(built: Result<T, ConfigError>, place: &str, field: &str, valu
     assert_eq!((fault.place(), fault.field(), fault.value()), (place, field, value));
     assert!(!fault.allowed().is_empty());
     let allowed = fault.allowed();
-    assert_eq!(fault.to_string(), format!("{place}: {field} is {value}, allowed is {allowed}"));
+    assert_eq!(fault.to_string(), format!("{place}: {field} must be {allowed}, is {value}"));
     assert_eq!(error.to_string(), fault.to_string());
 }
 
@@ -110,7 +110,8 @@ fn the_other_limiters_say_what_is_wrong() {
     }
     assert_fault(SlidingWindow::per_second(1).exact_up_to(65_537).build(), "window", "exact_up_to", "65537");
     assert_fault(window.set_rate(Rate::per_minute(65_537)), "window", "limit", "65537");
-    assert!(!SlidingWindow::per_minute(65_537).build().unwrap().is_exact());
+    assert_fault(SlidingWindow::per_minute(65_537).build(), "window", "limit", "65537");
+    assert!(!SlidingWindow::per_minute(65_537).estimated().build().unwrap().is_exact());
 
     let most = 28 * 86_400 * 1_000_000_000;
     for (quota, limit) in [
@@ -385,9 +386,9 @@ fn a_policy_tells_the_faults_of_all_its_steps_with_their_places() {
         [
             ("policy users: step 2 (retry)", "max_attempts"),
             ("policy users: step 2 (retry)", "max_delay"),
-            ("policy users: step 3 (gate)", "failure_rate"),
-            ("policy users: step 4 (gate)", "rate"),
-            ("policy users: step 6 (gate)", "permits"),
+            ("policy users: step 3 (breaker)", "failure_rate"),
+            ("policy users: step 4 (bucket)", "rate"),
+            ("policy users: step 6 (semaphore)", "permits"),
         ]
     );
 }
@@ -407,12 +408,14 @@ fn too_many_steps_hide_no_other_fault() {
     assert_eq!(policy.build().unwrap_err().faults().len(), 71);
 }
 
-/// Any limit is allowed: an absurd one is none.
+/// A limit of zero lets nothing by that is worth a limit: it is a slip. An absurdly long one is none.
 #[test]
-fn timeouts_of_any_length_are_allowed() {
-    for limit in [Duration::ZERO, NANO, Duration::MAX] {
+fn timeouts_of_any_length_but_zero_are_allowed() {
+    for limit in [NANO, Duration::MAX] {
         assert!(Policy::named("p").timeout(limit).build().is_ok());
     }
+    let error = Policy::named("p").timeout(Duration::ZERO).build().unwrap_err();
+    assert_eq!(error.to_string(), "policy p: step 1 (timeout): limit must be above 0, is 0ns");
 }
 
 #[test]
@@ -421,7 +424,7 @@ fn a_config_error_is_an_error_like_any_other() {
         Ok(Semaphore::permits(0).build()?)
     }
     let error = build().unwrap_err();
-    assert_eq!(error.to_string(), "semaphore: permits is 0, allowed is 1 to 2147483647");
+    assert_eq!(error.to_string(), "semaphore: permits must be 1 to 2147483647, is 0");
     assert!(error.source().is_none());
     let error = error.downcast::<ConfigError>().unwrap();
     assert_eq!(error.faults().len(), 1);

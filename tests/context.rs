@@ -143,7 +143,7 @@ async fn a_deadline_that_passes_is_named_and_its_gates_hear_of_an_abandoned_call
     assert_eq!(started.elapsed(), ms(300));
     assert_eq!(error.limit(), Some(Limit::Context));
     assert!(error.is_timeout() && !error.is_cancelled());
-    assert_eq!(error.to_string(), "timed out in attempt 1: the deadline of the request passed");
+    assert_eq!(error.to_string(), "p: timed out: the deadline of the request passed in attempt 1");
     assert!(matches!(reader.1.lock()[..], [Outcome::Abandoned(Times { .. })]), "{:?}", reader.1.lock());
 }
 

@@ -191,7 +191,7 @@ async fn once_closed_it_refuses_everybody_and_a_refusal_changes_nothing() {
     ];
     for refusal in refusals {
         assert_eq!((refusal.gate(), refusal.reason(), refusal.retry_after()), ("api", Reason::Draining, None));
-        assert_eq!(refusal.to_string(), "refused by api: it takes no more work");
+        assert_eq!(refusal.to_string(), "shutting down, no new work");
     }
     assert!(!ran.load(Ordering::Relaxed));
     assert_eq!((drain.in_flight(), drain.held().len()), (1, 1));
@@ -238,10 +238,10 @@ fn wrong_settings_are_told_all_at_once() {
     let error = Drain::builder().cancel_wait(secs(86_401)).max_names(1 << 21).build().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "drain: cancel_wait is 86401s, allowed is 0 to 24h; drain: max_names is 2097152, allowed is 0 to 1048576"
+        "drain: cancel_wait must be 0 to 24h, is 86401s; drain: max_names must be 0 to 1048576, is 2097152"
     );
     let within = Policy::named("users").gate(Drain::builder().cancel_wait(Duration::MAX)).build().unwrap_err();
-    assert_eq!(within.faults()[0].place(), "policy users: step 1 (gate)");
+    assert_eq!(within.faults()[0].place(), "policy users: step 1 (drain)");
 }
 
 // --- retries and queues inside

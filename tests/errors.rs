@@ -7,8 +7,10 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::future::poll_immediate;
+
 use resile::{
-    Erased, Error, ErrorKind, Limit, Policy, Reason, Refusal, Retry, RetryBudget, Semaphore, Stop, TokenBucket, Verdict,
+    Cancel, CancelReason, CircuitBreaker, Drain, Erased, Error, ErrorKind, Fair, Keyed, Layers, Limit, Policy,
+    PolicyBuilder, Rate, Reason, Refusal, Retry, RetryBudget, Semaphore, SlidingWindow, Stop, TokenBucket, Verdict,
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -37,32 +39,29 @@ async fn all() -> Vec<(Error<&'static str>, &'static str)> {
     let token = CancellationToken::new();
     token.cancel();
     vec![
-        (down(&plain).await, "the operation failed in attempt 1"),
-        (down(&retrying(Retry::immediate())).await, "the operation failed in attempt 3, the last one allowed"),
+        (down(&plain).await, "plain: failed in attempt 1"),
+        (down(&retrying(Retry::immediate())).await, "retrying: failed after 3 of 3 attempts"),
         (
             plain.classify(|_: &Result<(), &str>| Verdict::Permanent).run(|| ready(Err("down"))).await.unwrap_err(),
-            "the operation failed in attempt 1",
+            "plain: failed in attempt 1",
         ),
         (
             down(&retrying(Retry::constant(ms(5)).max_elapsed(ms(7)))).await,
-            "the operation failed in attempt 2 and the time for retries is used up",
+            "retrying: failed after 2 attempts in 5ms: the time for retries is used up",
         ),
-        (down(&tight).await, "the operation failed in attempt 1 and no further one fits before the deadline"),
+        (down(&tight).await, "tight: failed after 1 attempt in 0ns: no further one fits before the deadline"),
         (
             down(&retrying(Retry::immediate().budget(RetryBudget::share(0.0).floor(0).build().unwrap()))).await,
-            "the operation failed in attempt 1 and the retry budget is empty",
+            "retrying: failed after 1 attempt: the retry budget is empty",
         ),
-        (
-            queued.run(hangs).await.unwrap_err(),
-            "timed out before the first attempt: the limit of 10ms at step 1 passed",
-        ),
-        (limited.run(hangs).await.unwrap_err(), "timed out in attempt 1: the limit of 10ms at step 1 passed"),
+        (queued.run(hangs).await.unwrap_err(), "queued: timed out: the call exceeded 10ms before the first attempt"),
+        (limited.run(hangs).await.unwrap_err(), "limited: timed out: the call exceeded 10ms in attempt 1"),
         (
             plain.call().deadline(ms(5)).run(hangs).await.unwrap_err(),
-            "timed out in attempt 1: the caller's deadline passed",
+            "plain: timed out: the caller's deadline passed in attempt 1",
         ),
-        (queued.call().no_wait().run(hangs).await.unwrap_err(), "refused by db: nothing is free now"),
-        (plain.call().cancel_on(&token).run(hangs).await.unwrap_err(), "cancelled"),
+        (queued.call().no_wait().run(hangs).await.unwrap_err(), r#"queued: no permit of "db" is free"#),
+        (plain.call().cancel_on(&token).run(hangs).await.unwrap_err(), "plain: cancelled before the first attempt"),
     ]
 }
 
@@ -72,6 +71,116 @@ async fn each_error_says_what_happened_in_one_sentence() {
         assert_eq!(error.to_string(), text);
         assert!(text.starts_with(char::is_lowercase) && !text.ends_with('.'));
     }
+}
+
+/// What an operator finds in a log, one row a kind: who, what, and what to do.
+#[tokio::test(start_paused = true)]
+async fn an_operator_reads_who_it_was_and_when_to_come_back() {
+    let hangs = pending::<Result<(), &'static str>>;
+    let payments = |step: &dyn Fn(PolicyBuilder) -> PolicyBuilder| step(Policy::named("payments")).build().unwrap();
+    let takes = |time| {
+        move || async move {
+            sleep(time).await;
+            Err::<(), _>("down")
+        }
+    };
+    let mut rows: Vec<(String, &str)> = Vec::new();
+
+    let policy = payments(&|it| it.timeout(ms(5000)).retry(Retry::constant(ms(300))));
+    let error = policy.run(takes(ms(200))).await.unwrap_err();
+    rows.push((error.to_string(), "payments: failed after 3 of 3 attempts in 1.2s"));
+    let permanent = policy.classify(|_: &Result<(), &str>| Verdict::Permanent);
+    let error = permanent.run(|| ready(Err("down"))).await.unwrap_err();
+    rows.push((error.to_string(), "payments: failed in attempt 1, not retried: permanent"));
+
+    let policy = payments(&|it| it.retry(Retry::immediate()).timeout(ms(300)));
+    rows.push((policy.run(hangs).await.unwrap_err().to_string(), "payments: timed out: attempt 3 exceeded 300ms"));
+    let policy = payments(&|it| it.timeout(ms(300)));
+    let text = "payments: timed out: the call exceeded 300ms in attempt 1";
+    rows.push((policy.run(hangs).await.unwrap_err().to_string(), text));
+
+    for (rate, text) in [
+        (Rate::new(36, Duration::from_secs(7)), "payments: rate limit \"bucket\" exceeded, retry in 195ms"),
+        (Rate::new(1, Duration::from_secs(29_610)), "payments: rate limit \"bucket\" exceeded, retry in 8h 13m 30s"),
+    ] {
+        let policy = payments(&|it| it.gate(TokenBucket::at(rate).burst(1)));
+        let call = || policy.call().no_wait();
+        call().run(|| ready(Ok::<_, &str>(()))).await.unwrap();
+        rows.push((call().run(hangs).await.unwrap_err().to_string(), text));
+    }
+
+    let db = Semaphore::permits(1).max_wait(ms(50)).named("db").build().unwrap();
+    let held = db.try_acquire().unwrap();
+    let policy = payments(&|it| it.gate(db.clone()));
+    let text = r#"payments: waited 50ms in the queue of "db", the most allowed"#;
+    rows.push((policy.run(hangs).await.unwrap_err().to_string(), text));
+    let text = r#"payments: no permit of "db" is free"#;
+    rows.push((policy.call().no_wait().run(hangs).await.unwrap_err().to_string(), text));
+    drop(held);
+    let policy = payments(&|it| it.gate(TokenBucket::per_second(5).burst(1).max_wait(ms(150))));
+    policy.run(|| ready(Ok::<_, &str>(()))).await.unwrap();
+    let text = r#"payments: would wait 200ms for "bucket", longer than its max_wait 150ms"#;
+    rows.push((policy.run(hangs).await.unwrap_err().to_string(), text));
+
+    let drain = Drain::new();
+    drain.close(Duration::ZERO).await;
+    let policy = payments(&|it| it.gate(drain.clone()));
+    rows.push((policy.run(hangs).await.unwrap_err().to_string(), "payments: shutting down, no new work"));
+
+    let tenants = Keyed::by("tenant", Semaphore::permits(1)).capacity(1).build().unwrap();
+    let _busy = tenants.of("a").try_acquire().unwrap();
+    let policy = payments(&|it| it.gate(tenants.clone()));
+    let text = r#"payments: keyed "tenant": table full (1 keys busy)"#;
+    rows.push((policy.call().key("tenant", "b").run(hangs).await.unwrap_err().to_string(), text));
+    let text = r#"payments: refused by "tenant": the call has no key "tenant""#;
+    rows.push((policy.run(hangs).await.unwrap_err().to_string(), text));
+
+    let policy = payments(&|it| it);
+    let handle = Cancel::new();
+    let mut run = pin!(policy.call().cancel_on(&handle).run(hangs));
+    assert!(poll_immediate(run.as_mut()).await.is_none());
+    handle.cancel_with(CancelReason::ClientGone);
+    rows.push((run.await.unwrap_err().to_string(), "payments: cancelled in attempt 1: the client has gone"));
+
+    let breaker = CircuitBreaker::builder().named("ledger").build().unwrap();
+    breaker.force_open();
+    let policy = payments(&|it| it.gate(breaker.clone()));
+    let text = r#"payments: refused by "ledger": the circuit is held open"#;
+    rows.push((policy.run(hangs).await.unwrap_err().to_string(), text));
+
+    let nameless = Policy::named("").build().unwrap();
+    rows.push((down(&nameless).await.to_string(), "failed in attempt 1"));
+    for (read, text) in rows {
+        assert_eq!(read, text);
+    }
+}
+
+/// The same for who builds a policy: the step and what stands at it.
+#[test]
+fn a_config_error_names_the_step_and_the_gate() {
+    let policy = Policy::named("payments")
+        .timeout(ms(900))
+        .retry(Retry::immediate().max_attempts(0))
+        .gate(CircuitBreaker::builder().failure_rate(2.0))
+        .gate(Semaphore::permits(0))
+        .timeout(Duration::ZERO)
+        .gate(Keyed::by("tenant", Semaphore::permits(0)))
+        .gate(Fair::by("tenant", TokenBucket::per_second(0)))
+        .gate(Layers::new().layer("all", SlidingWindow::per_second(0)));
+    let error = policy.build().unwrap_err();
+    let read: Vec<_> = error.faults().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        read,
+        [
+            "policy payments: step 2 (retry): max_attempts must be 1 to 1000, is 0",
+            "policy payments: step 3 (breaker): failure_rate must be above 0 up to 1, is 2.0",
+            "policy payments: step 4 (semaphore): permits must be 1 to 2147483647, is 0",
+            "policy payments: step 5 (timeout): limit must be above 0, is 0ns",
+            r#"policy payments: step 6 (keyed "tenant", each key: semaphore): permits must be 1 to 2147483647, is 0"#,
+            "policy payments: step 7 (fair by tenant: bucket): rate must be 1 to 10^9 per second, over a period up to 366 days, is 0 per 1s",
+            r#"policy payments: step 8 (layers, layer "all": window): rate must be 1 to 10^9 per second, over a period up to 366 days, is 0 per 1s"#,
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,7 +324,7 @@ async fn an_operations_error_may_be_anything() {
     struct Opaque(#[allow(dead_code, reason = "only carried")] std::rc::Rc<()>);
     let policy = retrying(Retry::immediate().max_attempts(2));
     let error = policy.run(|| ready(Err::<(), _>(Opaque(std::rc::Rc::new(()))))).await.err().unwrap();
-    assert_eq!(error.to_string(), "the operation failed in attempt 2, the last one allowed");
+    assert_eq!(error.to_string(), "retrying: failed after 2 of 2 attempts");
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::Failed, 2));
     assert!(error.map(|Opaque(_)| 7).into_inner() == Some(7));
 
@@ -257,7 +366,7 @@ async fn an_error_passes_through_a_question_mark() {
     let error = load(&policy).await.unwrap_err();
     assert_eq!(error.downcast::<Error<io::Error>>().unwrap().into_inner().unwrap().to_string(), "reset");
     let error = through_anyhow(&policy).await.unwrap_err();
-    assert_eq!(format!("{error:#}"), "the operation failed in attempt 1: reset");
+    assert_eq!(format!("{error:#}"), "mark: failed in attempt 1: reset");
     assert!(error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some()));
 }
 
@@ -271,7 +380,7 @@ async fn an_erased_error_is_an_error_whatever_it_was() {
     let policy = retrying(Retry::immediate().max_attempts(2));
     let error = load(&policy).await.unwrap_err();
     let chain: Vec<_> = error.chain().map(ToString::to_string).collect();
-    assert_eq!(chain, ["the operation failed in attempt 2, the last one allowed", "loading", "no such table"]);
+    assert_eq!(chain, ["retrying: failed after 2 of 2 attempts", "loading", "no such table"]);
 
     let boxed = || ready(Err::<(), Box<dyn StdError + Send + Sync>>(Box::new(io::Error::other("reset"))));
     let error: Error<Erased> = policy.run(boxed).await.map_err(Error::erase).unwrap_err();
@@ -312,17 +421,20 @@ async fn an_error_can_be_printed_for_programmers() {
 fn a_refusal_says_who_why_and_when() {
     let refusal = |reason| Refusal::new("db", reason);
     for (refusal, text) in [
-        (refusal(Reason::Busy), "refused by db: nothing is free now"),
-        (refusal(Reason::QueueFull), "refused by db: the queue is full"),
-        (refusal(Reason::QueueTimeout), "refused by db: the longest wait is over"),
-        (refusal(Reason::TooLate), "refused by db: it could not be served in time"),
-        (refusal(Reason::CostAboveLimit { cost: 3, limit: 2 }), "refused by db: a cost of 3 is above the limit of 2"),
-        (refusal(Reason::CircuitOpen), "refused by db: the circuit is open"),
-        (refusal(Reason::Probing), "refused by db: the circuit is half open and its probes are on their way"),
-        (refusal(Reason::ForcedOpen), "refused by db: the circuit is held open"),
-        (refusal(Reason::Closed), "refused by db: it is closed"),
-        (refusal(Reason::Other("moon phase")), "refused by db: moon phase"),
-        (refusal(Reason::Busy).after(ms(1500)), "refused by db: nothing is free now, try again in 1.5s"),
+        (refusal(Reason::Busy), r#"no permit of "db" is free"#),
+        (refusal(Reason::QueueFull), r#"refused by "db": the queue is full"#),
+        (refusal(Reason::QueueTimeout), r#"refused by "db": the longest wait is over"#),
+        (refusal(Reason::TooLate), r#"refused by "db": it could not be served in time"#),
+        (
+            refusal(Reason::CostAboveLimit { cost: 3, limit: 2 }),
+            r#"refused by "db": a cost of 3 is above the limit of 2"#,
+        ),
+        (refusal(Reason::CircuitOpen), r#"refused by "db": the circuit is open"#),
+        (refusal(Reason::Probing), r#"refused by "db": the circuit is half open and its probes are on their way"#),
+        (refusal(Reason::ForcedOpen), r#"refused by "db": the circuit is held open"#),
+        (refusal(Reason::Closed), r#"refused by "db": it is closed"#),
+        (refusal(Reason::Other("moon phase")), r#"refused by "db": moon phase"#),
+        (refusal(Reason::Busy).after(ms(1500)), r#"no permit of "db" is free, retry in 1.5s"#),
     ] {
         assert_eq!(refusal.to_string(), text);
         assert_eq!(refusal.gate(), "db");

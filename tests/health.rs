@@ -489,5 +489,5 @@ async fn a_band_is_made_of_two_shares() {
 #[test]
 fn without_a_runtime_there_is_no_health() {
     let error = Health::builder().build().unwrap_err();
-    assert_eq!(error.to_string(), "health: runtime is none, allowed is a tokio runtime, in which to build it");
+    assert_eq!(error.to_string(), "health: runtime must be a tokio runtime, in which to build it, is none");
 }

@@ -60,7 +60,7 @@ async fn a_call_without_the_key_is_refused_and_charged_to_nobody() {
     for call in [policy.call(), policy.call().key("user", "acme"), policy.call().key("Tenant", "acme")] {
         let error = call.run(|| async { Ok::<_, ()>(()) }).await.unwrap_err();
         assert_eq!(error.refusal().unwrap().reason(), Reason::NoKey("tenant"));
-        assert_eq!(error.to_string(), "refused by tenant: the call has no key \"tenant\"");
+        assert_eq!(error.to_string(), r#"api: refused by "tenant": the call has no key "tenant""#);
     }
     assert_eq!(keyed.stats().live, 0);
     policy.call().key("tenant", "acme").cost(5).run(|| async { Ok::<_, ()>(()) }).await.unwrap();
@@ -87,11 +87,13 @@ async fn a_key_takes_the_same_room_whatever_its_length() {
 fn wrong_settings_are_told_with_their_place() {
     let told = |wrong: Result<Keyed<TokenBucket>, resile::ConfigError>| wrong.unwrap_err().to_string();
     let zero = Keyed::by("tenant", hourly(1)).capacity(0).build();
-    assert_eq!(told(zero), "keyed: capacity is 0, allowed is 1 to 268435456");
+    assert_eq!(told(zero), "keyed \"tenant\": capacity must be 1 to 268435456, is 0");
     assert!(Keyed::by("tenant", hourly(1)).capacity(268_435_457).build().is_err());
     let both = Keyed::by("tenant", hourly(0)).overflow(TokenBucket::per_second(0)).build();
     assert_eq!(both.unwrap_err().faults().len(), 2);
-    assert!(told(Keyed::by("tenant", hourly(0)).build()).starts_with("keyed: each key: burst is 0"));
+    assert!(
+        told(Keyed::by("tenant", hourly(0)).build()).starts_with(r#"keyed "tenant", each key: bucket: burst must be "#)
+    );
     assert!(Plan::new(hourly(0)).is_err());
 }
 

@@ -378,12 +378,12 @@ async fn every_layer_hears_how_the_call_ended_inner_to_outer() {
 
 #[test]
 fn wrong_settings_are_told_with_their_layer() {
-    assert_eq!(Layers::new().build().unwrap_err().to_string(), "layers: layers is 0, allowed is 1 to 16");
+    assert_eq!(Layers::new().build().unwrap_err().to_string(), "layers: layers must be 1 to 16, is 0");
     let many = |count| (0..count).fold(Layers::new(), |layers: LayersBuilder, _| layers.layer("bucket", hourly(1)));
     assert!(many(16).build().is_ok());
     assert!(many(17).build().is_err());
     let wrong = Layers::new().layer("all", Semaphore::permits(0)).build().unwrap_err();
-    assert!(wrong.to_string().starts_with("layers: layer all: permits is 0"), "{wrong}");
+    assert!(wrong.to_string().starts_with(r#"layers, layer "all": semaphore: permits must be "#), "{wrong}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -201,7 +201,7 @@ fn a_finding_says_where_and_what_will_happen() {
 fn a_policy_is_drawn_on_one_line() {
     assert_eq!(
         canonical(retry()).build().unwrap().to_string(),
-        "users: timeout 2s → retry ×3 exponential 50ms → breaker → bucket 500/s → semaphore 64 → timeout 1s"
+        "users: timeout 2s → retry ×3 exponential 50ms → breaker 50 % of 20 in 10s → bucket 500/s burst 50 → semaphore 64 → timeout 1s"
     );
     assert_eq!(Policy::named("bare").build().unwrap().to_string(), "bare: no steps");
 }
@@ -250,7 +250,10 @@ fn gates_are_drawn_by_their_names_and_settings() {
         .gate(Unnamed)
         .build()
         .unwrap();
-    assert_eq!(policy.to_string(), "p: peer → half 0.5/s → bucket 1000000000/s → db 3 → mine → mine → gate");
+    assert_eq!(
+        policy.to_string(),
+        "p: peer 50 % of 20 in 10s → half 0.5/s burst 1 → bucket 1000000000/s burst 100000000 → db 3 → mine → mine → gate"
+    );
 }
 
 #[test]
@@ -276,8 +279,8 @@ fn gates_around_others_are_drawn_with_them() {
         .gate(Fair::by("tenant", Semaphore::permits(8).named("workers")))
         .build()
         .unwrap();
-    let rest = "per user (semaphore 4 each) → workers (workers 8 by tenant)";
-    let limits = |rate| format!("p: limits (tenant: tenant (bucket {rate}/s each), all: window 9/s) → {rest}");
+    let rest = "per user (semaphore 4 each) → fair by tenant (workers 8)";
+    let limits = |rate| format!("p: limits (tenant: tenant (bucket {rate}/s burst 1 each), all: window 9/s) → {rest}");
     assert_eq!(policy.to_string(), limits(2));
     tenants.plan().set(TokenBucket::per_second(3)).unwrap();
     assert_eq!(policy.to_string(), limits(3));
@@ -287,10 +290,10 @@ fn gates_around_others_are_drawn_with_them() {
 fn a_drawing_follows_what_was_changed_while_in_use() {
     let (semaphore, bucket) = (Semaphore::permits(3).build().unwrap(), TokenBucket::per_second(1).build().unwrap());
     let policy = Policy::named("p").gate(semaphore.clone()).gate(bucket.clone()).build().unwrap();
-    assert_eq!(policy.to_string(), "p: semaphore 3 → bucket 1/s");
+    assert_eq!(policy.to_string(), "p: semaphore 3 → bucket 1/s burst 1");
     semaphore.resize(5).unwrap();
     bucket.set_rate(Rate::per_second(7)).unwrap();
-    assert_eq!(policy.to_string(), "p: semaphore 5 → bucket 7/s");
+    assert_eq!(policy.to_string(), "p: semaphore 5 → bucket 7/s burst 1");
 }
 
 #[test]

@@ -515,7 +515,7 @@ async fn a_map_of_nothing_or_with_a_deadline_of_zero_ends_at_once() {
 fn a_limit_that_could_start_nothing_is_refused() {
     for limit in [0, usize::MAX] {
         let error = Scope::new().map([()], limit, |()| done(1, 1)).unwrap_err();
-        assert_eq!(error.to_string(), format!("scope: limit is {limit}, allowed is 1 to 1048576"));
+        assert_eq!(error.to_string(), format!("scope: limit must be 1 to 1048576, is {limit}"));
     }
 }
 

@@ -778,7 +778,7 @@ fn a_guard_that_is_forgotten_costs_its_permits_and_nothing_else() {
 fn refusals_name_the_semaphore() {
     let semaphore = Semaphore::permits(1).named("database").build().unwrap();
     let _held = semaphore.try_acquire().unwrap();
-    assert_eq!(semaphore.try_acquire().unwrap_err().to_string(), "refused by database: nothing is free now");
+    assert_eq!(semaphore.try_acquire().unwrap_err().to_string(), r#"no permit of "database" is free"#);
 }
 
 /// What many tasks that come and go agree on.

@@ -29,6 +29,7 @@ use crate::error::{Cause, Error, Stop};
 use crate::gate::Guard;
 use crate::internal::sync::{AcqRel, Acquire, AtomicI64, AtomicU8, Relaxed};
 use crate::internal::time::Moment;
+use crate::verdict::Verdict;
 
 const QUEUED: u8 = 0;
 const RUNNING: u8 = 1;
@@ -205,7 +206,7 @@ impl<T, E> Work<T, E> {
         let here = Entered::new(&mut context);
         // The closure is gone with what it captured; what others share with it is for its author to keep whole.
         let result = match catch_unwind(AssertUnwindSafe(move || code(own))) {
-            Ok(result) => result.map_err(|error| failed(Cause::Failed, Some(error))),
+            Ok(result) => result.map_err(|error| failed(Cause::Failed(Verdict::Transient(None)), Some(error))),
             Err(payload) => Err(failed(Cause::Panicked(message(payload)), None)),
         };
         drop(here);

@@ -16,7 +16,7 @@
 //! assert!(text.contains("[package]"));
 //!
 //! let error = blocking.run(|_| -> u32 { panic!("a bug") }).await.unwrap_err();
-//! assert_eq!(error.to_string(), "the operation panicked in attempt 1: a bug");
+//! assert_eq!(error.to_string(), "panicked in attempt 1: a bug");
 //! assert_eq!(blocking.running(), 0);
 //! # Ok(()) }
 //! ```

@@ -257,7 +257,7 @@ impl<T, E> Offload<T, E> {
     }
 
     fn timed_out(&self, begun: bool) -> Error<E> {
-        Error::new(Cause::TimedOut(self.limit), None, begun.into(), Stop::Final)
+        Error::new(Cause::timed_out(self.limit), None, begun.into(), Stop::Final)
     }
 
     fn cancelled(reason: CancelReason, begun: bool) -> Error<E> {

@@ -132,7 +132,7 @@ fn assert_two_failures_open_once(builder: fn() -> BreakerBuilder) {
         other.join().unwrap();
         assert_eq!(watched.state(), Open);
         watched.assert_heard(&[(Closed, Open)]);
-        assert_eq!(watched.0.0.machine.lock().generation(), 1);
+        assert_eq!(watched.0.0.locked.lock().machine.generation(), 1);
     });
 }
 

@@ -112,7 +112,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::call::Call;
-use crate::error::{Name, Reason, Refusal};
+use crate::error::{Name, Reason, Refusal, Time};
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Times};
 use crate::guard::guarded;
 use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
@@ -188,7 +188,7 @@ struct Locked {
 }
 
 impl Locked {
-    const fn new(machine: Machine) -> Mutex<Self> {
+    fn new(machine: Machine) -> Mutex<Self> {
         Mutex::new(Self { machine, untold: VecDeque::new(), telling: false })
     }
 }
@@ -599,6 +599,10 @@ impl Gate for CircuitBreaker {
     fn name(&self) -> &str {
         self.0.name.as_str()
     }
+
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl fmt::Debug for CircuitBreaker {
@@ -614,6 +618,28 @@ impl fmt::Debug for CircuitBreaker {
 
 impl fmt::Display for CircuitBreaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.name.as_str())
+        let Rules { failure_rate, slow_rate, slow_after, min_calls, consecutive, .. } = &self.0.rules;
+        f.write_str(self.0.name.as_str())?;
+        let percent = |rate: &f64| format!("{} %", (rate * 1000.0).round() / 10.0);
+        let window = |f: &mut fmt::Formatter<'_>| match &self.0.tally {
+            Tally::Time(window) => write!(f, "of {min_calls} in {}", Time(window.length())),
+            tally => write!(f, "of the last {}", tally.places()),
+        };
+        let mut rules = 0;
+        if let Some(failures) = consecutive {
+            write!(f, " {failures} in a row")?;
+            rules += 1;
+        }
+        if let Some(rate) = failure_rate {
+            write!(f, "{} {} ", if rules > 0 { " or" } else { "" }, percent(rate))?;
+            window(f)?;
+            rules += 1;
+        }
+        if let Some(rate) = slow_rate {
+            let slow = Time(Duration::from_nanos(*slow_after));
+            write!(f, "{} {} above {slow} ", if rules > 0 { " or" } else { "" }, percent(rate))?;
+            window(f)?;
+        }
+        Ok(())
     }
 }

@@ -43,6 +43,14 @@ impl Tally {
         }
     }
 
+    /// Over how many calls it counts; 0 if not over calls.
+    pub(super) fn places(&self) -> usize {
+        match self {
+            Self::Calls(ring) => ring.places.len(),
+            Self::Time(_) | Self::Nothing => 0,
+        }
+    }
+
     /// Counts a call that went well and quickly: what almost all calls do.
     #[inline]
     pub(super) fn add_good(&self, now: Moment) {

@@ -18,7 +18,7 @@
 //! let error = outcome.unwrap_err();
 //! assert!(error.is_cancelled());
 //! assert_eq!(error.cancel_reason(), Some(&CancelReason::Shutdown));
-//! assert_eq!(error.to_string(), "cancelled: shutdown");
+//! assert_eq!(error.to_string(), "users: cancelled in attempt 1: shutdown");
 //! # Ok(()) }
 //! ```
 //!

@@ -17,7 +17,7 @@ use std::fmt;
 /// assert_eq!(error.faults().len(), 2);
 /// assert_eq!(
 ///     error.faults()[0].to_string(),
-///     "policy users: step 1 (retry): max_attempts is 0, allowed is 1 to 1000"
+///     "policy users: step 1 (retry): max_attempts must be 1 to 1000, is 0"
 /// );
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,7 +83,7 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} is {}, allowed is {}", self.place, self.field, self.value, self.allowed)
+        write!(f, "{}: {} must be {}, is {}", self.place, self.field, self.allowed, self.value)
     }
 }
 
@@ -121,10 +121,12 @@ impl Faults {
         }
     }
 
-    /// Takes over the faults of a part, told under its own place in the whole.
-    pub(crate) fn absorb(&mut self, place: &str, part: ConfigError) {
-        let place = format!("{}: {place}", self.place);
-        self.faults.extend(part.faults.into_iter().map(|fault| Fault { place: place.clone(), ..fault }));
+    /// Takes over the faults of a part, told under its place in the whole: `place` makes that of its own place and the
+    /// one in the part.
+    pub(crate) fn absorb(&mut self, place: impl Fn(&str, &str) -> String, part: ConfigError) {
+        let own = &self.place;
+        let told = |fault: Fault| Fault { place: place(own, &fault.place), ..fault };
+        self.faults.extend(part.faults.into_iter().map(told));
     }
 
     pub(crate) fn into_result(self) -> Result<(), ConfigError> {

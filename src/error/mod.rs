@@ -2,17 +2,20 @@
 
 mod config;
 mod refusal;
+mod time;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cancel::CancelReason;
+use crate::verdict::Verdict;
 
 pub(crate) use config::Faults;
 pub use config::{ConfigError, Fault};
 pub(crate) use refusal::Name;
 pub use refusal::{Reason, Refusal};
+pub(crate) use time::Time;
 
 /// Nanoseconds that stand for "not known".
 const UNKNOWN: u64 = u64::MAX;
@@ -35,13 +38,14 @@ const UNKNOWN: u64 = u64::MAX;
 /// let error = policy.run(|| std::future::pending::<Result<(), &str>>()).await.unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::TimedOut);
 /// assert_eq!(error.attempts(), 1);
-/// assert_eq!(error.to_string(), "timed out in attempt 1: the limit of 10ms at step 1 passed");
+/// assert_eq!(error.to_string(), "slow: timed out: the call exceeded 10ms in attempt 1");
 /// # Ok(()) }
 /// ```
 pub struct Error<E> {
     last: Option<E>,
     cause: Cause,
-    hint: u64,
+    /// The policy's name, unless it has none.
+    policy: Option<Arc<Name>>,
     elapsed: u64,
     attempts: u32,
     stop: Stop,
@@ -50,12 +54,23 @@ pub struct Error<E> {
 /// What ended the call, with its particulars.
 #[derive(Clone, Debug)]
 pub(crate) enum Cause {
-    Failed,
+    /// By this verdict.
+    Failed(Verdict),
     /// With the message of the panic.
     Panicked(Arc<str>),
-    TimedOut(Limit),
+    TimedOut {
+        limit: Limit,
+        /// It was a limit of one attempt.
+        of_attempt: bool,
+    },
     Refused(Refusal),
     Cancelled(CancelReason),
+}
+
+impl Cause {
+    pub(crate) const fn timed_out(limit: Limit) -> Self {
+        Self::TimedOut { limit, of_attempt: false }
+    }
 }
 
 /// The ways a call can fail.
@@ -129,7 +144,7 @@ pub enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Step { step, limit } => write!(f, "the limit of {limit:?} at step {step}"),
+            Self::Step { step, limit } => write!(f, "the limit of {} at step {step}", Time(*limit)),
             Self::Caller => f.write_str("the caller's deadline"),
             Self::Context => f.write_str("the deadline of the request"),
         }
@@ -172,11 +187,11 @@ pub enum Stop {
 
 impl<E> Error<E> {
     pub(crate) fn new(cause: Cause, last: Option<E>, attempts: u32, stop: Stop) -> Self {
-        Self { last, cause, hint: UNKNOWN, elapsed: UNKNOWN, attempts, stop }
+        Self { last, cause, policy: None, elapsed: UNKNOWN, attempts, stop }
     }
 
-    pub(crate) fn with_hint(mut self, hint: Option<Duration>) -> Self {
-        self.hint = hint.map_or(UNKNOWN, crate::internal::time::nanos);
+    pub(crate) fn of_policy(mut self, name: Option<&Arc<Name>>) -> Self {
+        self.policy = name.cloned();
         self
     }
 
@@ -194,9 +209,9 @@ impl<E> Error<E> {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self.cause {
-            Cause::Failed => ErrorKind::Failed,
+            Cause::Failed(_) => ErrorKind::Failed,
             Cause::Panicked(_) => ErrorKind::Panicked,
-            Cause::TimedOut(_) => ErrorKind::TimedOut,
+            Cause::TimedOut { .. } => ErrorKind::TimedOut,
             Cause::Refused(_) => ErrorKind::Refused,
             Cause::Cancelled(_) => ErrorKind::Cancelled,
         }
@@ -233,7 +248,7 @@ impl<E> Error<E> {
     #[must_use]
     pub fn limit(&self) -> Option<Limit> {
         match &self.cause {
-            Cause::TimedOut(limit) => Some(*limit),
+            Cause::TimedOut { limit, .. } => Some(*limit),
             _ => None,
         }
     }
@@ -289,7 +304,8 @@ impl<E> Error<E> {
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
             Cause::Refused(refusal) => refusal.retry_after(),
-            _ => known(self.hint),
+            Cause::Failed(verdict) => verdict.hint(),
+            _ => None,
         }
     }
 
@@ -329,6 +345,12 @@ impl<E> Error<E> {
     #[must_use]
     pub fn elapsed(&self) -> Option<Duration> {
         known(self.elapsed)
+    }
+
+    /// The name of the policy; empty if it has none, or if no policy was there.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        self.policy.as_ref().map_or("", |name| name.as_str())
     }
 
     /// Why there was no further attempt.
@@ -404,7 +426,7 @@ impl<E> Error<E> {
         Error {
             last: self.last.map(f),
             cause: self.cause,
-            hint: self.hint,
+            policy: self.policy,
             elapsed: self.elapsed,
             attempts: self.attempts,
             stop: self.stop,
@@ -459,13 +481,16 @@ impl<E> Error<Error<E>> {
     /// ```
     #[must_use]
     pub fn flatten(self) -> Error<E> {
-        let Self { last, cause, hint, elapsed, attempts, stop } = self;
+        let Self { last, cause, policy, elapsed, attempts, stop } = self;
         match (cause, last) {
-            (Cause::Failed, Some(inner)) => {
+            (Cause::Failed(_), Some(inner)) => {
                 let attempts = if inner.attempts == 0 { attempts.saturating_sub(1) } else { attempts };
-                Error { elapsed, attempts, stop, ..inner }
+                let policy = inner.policy.clone().or(policy);
+                Error { elapsed, attempts, stop, policy, ..inner }
             }
-            (cause, inner) => Error { last: inner.and_then(|inner| inner.last), cause, hint, elapsed, attempts, stop },
+            (cause, inner) => {
+                Error { last: inner.and_then(|inner| inner.last), cause, policy, elapsed, attempts, stop }
+            }
         }
     }
 }
@@ -486,28 +511,65 @@ impl<E: fmt::Debug> fmt::Debug for Error<E> {
     }
 }
 
-/// Says what happened to the call; what happened to the operation is for [`source`](std::error::Error::source).
+/// Says what happened to the call, under the policy's name; what happened to the operation is for
+/// [`source`](std::error::Error::source).
 impl<E> fmt::Display for Error<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let attempts = self.attempts;
-        match &self.cause {
-            Cause::Failed => {
-                write!(f, "the operation failed in attempt {attempts}")?;
-                f.write_str(match self.stop {
-                    Stop::NoRetry | Stop::Final => "",
-                    Stop::Attempts => ", the last one allowed",
-                    Stop::Elapsed => " and the time for retries is used up",
-                    Stop::Deadline => " and no further one fits before the deadline",
-                    Stop::Budget => " and the retry budget is empty",
-                })
-            }
-            Cause::Panicked(message) => write!(f, "the operation panicked in attempt {attempts}: {message}"),
-            Cause::TimedOut(limit) if attempts == 0 => write!(f, "timed out before the first attempt: {limit} passed"),
-            Cause::TimedOut(limit) => write!(f, "timed out in attempt {attempts}: {limit} passed"),
-            Cause::Refused(refusal) => fmt::Display::fmt(refusal, f),
-            Cause::Cancelled(CancelReason::Unspecified) => f.write_str("cancelled"),
-            Cause::Cancelled(reason) => write!(f, "cancelled: {reason}"),
+        if !self.policy().is_empty() {
+            write!(f, "{}: ", self.policy())?;
         }
+        let attempts = self.attempts;
+        let when = |f: &mut fmt::Formatter<'_>| match attempts {
+            0 => f.write_str(" before the first attempt"),
+            attempts => write!(f, " in attempt {attempts}"),
+        };
+        match &self.cause {
+            Cause::Failed(verdict) => self.fmt_failed(*verdict, f),
+            Cause::Panicked(message) => write!(f, "panicked in attempt {attempts}: {message}"),
+            Cause::TimedOut { limit: Limit::Step { limit, .. }, of_attempt: true } => {
+                write!(f, "timed out: attempt {attempts} exceeded {}", Time(*limit))
+            }
+            Cause::TimedOut { limit: Limit::Step { limit, .. }, .. } => {
+                write!(f, "timed out: the call exceeded {}", Time(*limit))?;
+                when(f)
+            }
+            Cause::TimedOut { limit, .. } => {
+                write!(f, "timed out: {limit} passed")?;
+                when(f)
+            }
+            Cause::Refused(refusal) => fmt::Display::fmt(refusal, f),
+            Cause::Cancelled(reason) => {
+                f.write_str("cancelled")?;
+                when(f)?;
+                if *reason == CancelReason::Unspecified { Ok(()) } else { write!(f, ": {reason}") }
+            }
+        }
+    }
+}
+
+impl<E> Error<E> {
+    fn fmt_failed(&self, verdict: Verdict, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let attempts = self.attempts;
+        match self.stop {
+            Stop::NoRetry => return write!(f, "failed in attempt {attempts}"),
+            Stop::Final => {
+                let verdict = if verdict == Verdict::Permanent { "permanent" } else { "ignored" };
+                return write!(f, "failed in attempt {attempts}, not retried: {verdict}");
+            }
+            Stop::Attempts => write!(f, "failed after {attempts} of {attempts} attempts")?,
+            Stop::Elapsed | Stop::Deadline | Stop::Budget => {
+                write!(f, "failed after {attempts} {}", if attempts == 1 { "attempt" } else { "attempts" })?;
+            }
+        }
+        if let Some(elapsed) = self.elapsed() {
+            write!(f, " in {}", Time(elapsed))?;
+        }
+        f.write_str(match self.stop {
+            Stop::Elapsed => ": the time for retries is used up",
+            Stop::Deadline => ": no further one fits before the deadline",
+            Stop::Budget => ": the retry budget is empty",
+            _ => "",
+        })
     }
 }
 

@@ -6,7 +6,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::time::Time;
 use super::{UNKNOWN, known};
+use crate::internal::time::nanos;
 
 /// The name of a gate or a policy: cheap to clone, since refusals carry it.
 #[derive(Clone, Eq)]
@@ -69,8 +71,30 @@ impl fmt::Debug for Name {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     gate: Name,
-    reason: Reason,
+    why: Why,
     after: u64,
+}
+
+/// The reason, with what only its text tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Plain(Reason),
+    /// Busy, since a rate is used up.
+    Rate,
+    /// The queue's longest wait is over, in nanoseconds.
+    Waited(u64),
+    /// The wait would be longer than this, in nanoseconds: the longest that the gate allows, or what the deadline leaves.
+    TooLong {
+        most: u64,
+        is_deadline: bool,
+    },
+    /// The table of keys has this many entries, all of them busy.
+    Keys(u32),
+    /// Less time is left than an operation takes, in nanoseconds.
+    Least {
+        left: u64,
+        takes: u64,
+    },
 }
 
 /// Why a gate refused.
@@ -154,7 +178,7 @@ impl fmt::Display for Reason {
             Self::Closed => "it is closed",
             Self::KeySpaceFull => "there is no room for another key",
             Self::NoKey(key) => return write!(f, "the call has no key {key:?}"),
-            Self::Draining => "it takes no more work",
+            Self::Draining => "shutting down, no new work",
             Self::Other(reason) => reason,
         })
     }
@@ -168,7 +192,7 @@ impl Refusal {
     /// use resile::{Reason, Refusal};
     ///
     /// let refusal = Refusal::new("maintenance", Reason::Other("back at noon")).after(Duration::from_secs(60));
-    /// assert_eq!(refusal.to_string(), "refused by maintenance: back at noon, try again in 60s");
+    /// assert_eq!(refusal.to_string(), "refused by \"maintenance\": back at noon, retry in 1m");
     /// ```
     #[must_use]
     pub fn new(gate: impl Into<Cow<'static, str>>, reason: Reason) -> Self {
@@ -176,7 +200,35 @@ impl Refusal {
     }
 
     pub(crate) const fn by(gate: Name, reason: Reason) -> Self {
-        Self { gate, reason, after: UNKNOWN }
+        Self { gate, why: Why::Plain(reason), after: UNKNOWN }
+    }
+
+    /// Says that it is a rate that is used up.
+    pub(crate) fn of_rate(self) -> Self {
+        match self.why {
+            Why::Plain(Reason::Busy) => Self { why: Why::Rate, ..self },
+            _ => self,
+        }
+    }
+
+    /// Says how long a waiter may wait, or could have waited until its deadline.
+    pub(crate) fn with_wait(self, most: Duration, is_deadline: bool) -> Self {
+        let most = nanos(most);
+        match self.why {
+            Why::Plain(Reason::QueueTimeout) => Self { why: Why::Waited(most), ..self },
+            Why::Plain(Reason::TooLate) => Self { why: Why::TooLong { most, is_deadline }, ..self },
+            _ => self,
+        }
+    }
+
+    /// Says how many keys there is room for.
+    pub(crate) fn with_capacity(self, keys: u32) -> Self {
+        Self { why: Why::Keys(keys), ..self }
+    }
+
+    /// An operation that would have had too little time.
+    pub(crate) fn of_time(gate: &'static str, left: u64, takes: u64) -> Self {
+        Self { gate: Name::Static(gate), why: Why::Least { left, takes }, after: UNKNOWN }
     }
 
     /// The same in another name.
@@ -196,7 +248,7 @@ impl Refusal {
     /// The same with an advice when to come back.
     #[must_use]
     pub const fn after(mut self, wait: Duration) -> Self {
-        self.after = crate::internal::time::nanos(wait);
+        self.after = nanos(wait);
         self
     }
 
@@ -209,7 +261,32 @@ impl Refusal {
     /// Why it refused.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        self.reason
+        match self.why {
+            Why::Plain(reason) => reason,
+            Why::Rate => Reason::Busy,
+            Why::Waited(_) => Reason::QueueTimeout,
+            Why::TooLong { .. } | Why::Least { .. } => Reason::TooLate,
+            Why::Keys(_) => Reason::KeySpaceFull,
+        }
+    }
+
+    /// Whether a rate is used up: the caller comes too often, and not to a peer that has no place free. A web service
+    /// answers 429 to the one and 503 to the other.
+    ///
+    /// ```
+    /// # use resile::{Reason, Semaphore, TokenBucket};
+    /// let (bucket, permits) = (TokenBucket::per_second(10).burst(1).build()?, Semaphore::permits(1).build()?);
+    /// let _held = (bucket.try_take(1)?, permits.try_acquire()?);
+    /// let (often, full) = (bucket.try_take(1).unwrap_err(), permits.try_acquire().unwrap_err());
+    /// assert_eq!((often.reason(), full.reason()), (Reason::Busy, Reason::Busy));
+    /// assert!(often.is_rate_limited() && !full.is_rate_limited());
+    /// assert!(often.to_string().starts_with(r#"rate limit "bucket" exceeded, retry in "#));
+    /// assert_eq!(full.to_string(), r#"no permit of "semaphore" is free"#);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_rate_limited(&self) -> bool {
+        self.why == Why::Rate
     }
 
     /// How long to wait before it makes sense to come back; `None` if nobody knows, or if it never will.
@@ -232,9 +309,29 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "refused by {}: {}", self.gate(), self.reason)?;
+        let gate = self.gate();
+        let time = |nanos: u64| Time(Duration::from_nanos(nanos));
+        match self.why {
+            Why::Rate => write!(f, "rate limit {gate:?} exceeded")?,
+            Why::Waited(most) => return write!(f, "waited {} in the queue of {gate:?}, the most allowed", time(most)),
+            Why::TooLong { most, is_deadline } => {
+                match self.retry_after() {
+                    Some(wait) => write!(f, "would wait {} for {gate:?}, longer than ", Time(wait))?,
+                    None => write!(f, "would wait too long for {gate:?}, longer than ")?,
+                }
+                let limit = if is_deadline { "what the deadline leaves," } else { "its max_wait" };
+                return write!(f, "{limit} {}", time(most));
+            }
+            Why::Keys(keys) => return write!(f, "keyed {gate:?}: table full ({keys} keys busy)"),
+            Why::Least { left, takes } => {
+                return write!(f, "{} left, less than the {} that an attempt takes", time(left), time(takes));
+            }
+            Why::Plain(Reason::Busy) => write!(f, "no permit of {gate:?} is free")?,
+            Why::Plain(Reason::Draining) => return Reason::Draining.fmt(f),
+            Why::Plain(reason) => write!(f, "refused by {gate:?}: {reason}")?,
+        }
         match self.retry_after() {
-            Some(after) => write!(f, ", try again in {after:?}"),
+            Some(after) => write!(f, ", retry in {}", Time(after)),
             None => Ok(()),
         }
     }

@@ -164,11 +164,11 @@ impl<G: Gate> FairBuilder<G> {
     ///
     /// A line longer than 16,777,216, no room for one of a key, and every wrong setting of the limit.
     pub fn build(self) -> Result<Fair<G>, ConfigError> {
-        let mut faults = Faults::of("fair");
+        let mut faults = Faults::of(format!("fair by {}", self.by));
         faults.check(self.max_queue <= LONGEST_QUEUE, "max_queue", &self.max_queue, "0 to 16777216");
         faults.check(self.max_per_key >= 1, "max_queue_per_key", &self.max_per_key, "1 or more");
         if let Err(wrong) = &self.gate {
-            faults.absorb("limit", wrong.clone());
+            faults.absorb(|own, part| format!("{own}: {part}"), wrong.clone());
         }
         faults.into_result()?;
         let gate = self.gate?;
@@ -401,9 +401,9 @@ impl<G: Gate> Gate for Fair<G> {
     }
 
     fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (", self.name())?;
+        write!(f, "fair by {} (", self.0.by)?;
         self.0.gate.draw(f)?;
-        write!(f, " by {})", self.0.by)
+        f.write_str(")")
     }
 }
 

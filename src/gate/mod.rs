@@ -22,7 +22,7 @@
 //! # async fn main() -> Result<(), resile::ConfigError> {
 //! let policy = Policy::named("users").gate(Maintenance(AtomicBool::new(true))).build()?;
 //! let error = policy.run(|| async { Ok::<_, ()>(42) }).await.unwrap_err();
-//! assert_eq!(error.to_string(), "refused by maintenance: back soon");
+//! assert_eq!(error.to_string(), r#"users: refused by "maintenance": back soon"#);
 //! # Ok(()) }
 //! ```
 //!

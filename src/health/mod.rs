@@ -323,7 +323,7 @@ impl HealthBuilder {
             let taken = check.name == LOOP || self.checks[..place].iter().any(|other| other.name == check.name);
             faults.check(!taken, "name", &check.name, "one that no other signal has");
             if let Err(part) = check.faults(rows) {
-                faults.absorb(&check.name, part);
+                faults.absorb(|own, _| format!("{own}: {}", check.name), part);
             }
         }
         let runtime = Handle::try_current();

@@ -30,6 +30,7 @@ pub(crate) struct Window<const KINDS: usize> {
     multiplier: u64,
     /// Added to the number of each slice.
     renumbered: AtomicU64,
+    length: Duration,
 }
 
 /// Aligned to two cache lines, which is what x86 prefetches together.
@@ -41,17 +42,19 @@ impl<const KINDS: usize> Window<KINDS> {
     /// A window over `length`, which the caller has checked to be at least a millisecond.
     pub(crate) fn new(length: Duration) -> Self {
         let slice = nanos(length) / SLICES as u64;
-        Self::with(((1_u128 << 64) / u128::from(slice)) as u64)
+        let multiplier = ((1_u128 << 64) / u128::from(slice)) as u64;
+        let stripe = || Stripe(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))));
+        let stripes = (0..stripe::count()).map(|_| stripe()).collect();
+        Self { stripes, multiplier, renumbered: AtomicU64::new(0), length }
     }
 
     /// An empty window over the same length.
     pub(crate) fn another(&self) -> Self {
-        Self::with(self.multiplier)
+        Self::new(self.length)
     }
 
-    fn with(multiplier: u64) -> Self {
-        let stripe = || Stripe(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))));
-        Self { stripes: (0..stripe::count()).map(|_| stripe()).collect(), multiplier, renumbered: AtomicU64::new(0) }
+    pub(crate) fn length(&self) -> Duration {
+        self.length
     }
 
     /// Counts one event of `kind`.

@@ -72,14 +72,14 @@ impl<G: PerKey> KeyedBuilder<G> {
     ///
     /// A capacity outside of 1 to 268,435,456, and every wrong setting of the gates.
     pub fn build(self) -> Result<Keyed<G>, ConfigError> {
-        let mut faults = Faults::of("keyed");
+        let mut faults = Faults::of(format!("keyed {:?}", self.by));
         let range = 1..=MOST_KEYS;
         faults.check(range.contains(&self.capacity), "capacity", &self.capacity, "1 to 268435456");
         if let Err(wrong) = &self.plan {
-            faults.absorb("each key", wrong.clone());
+            faults.absorb(|own, part| format!("{own}, each key: {part}"), wrong.clone());
         }
         if let Some(Err(wrong)) = &self.overflow {
-            faults.absorb("overflow", wrong.clone());
+            faults.absorb(|own, part| format!("{own}, overflow: {part}"), wrong.clone());
         }
         faults.into_result()?;
         let (plan, overflow) = (self.plan?, self.overflow.transpose()?);

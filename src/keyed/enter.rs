@@ -67,6 +67,11 @@ impl<G: PerKey> Shared<G> {
     #[cold]
     fn refusal(&self, reason: Reason, due: Moment, now: Moment) -> Refusal {
         let refusal = Refusal::by(self.name.clone(), reason);
+        let refusal = match reason {
+            Reason::KeySpaceFull => refusal.with_capacity(self.capacity),
+            _ if G::IN_A_WORD => refusal.of_rate(),
+            _ => refusal,
+        };
         if due > now && due < Moment::NEVER { refusal.after(due.since(now)) } else { refusal }
     }
 

@@ -169,7 +169,8 @@ impl Lane {
         } else if now > latest {
             Some(End::Refused(place, Refusal::new("retry", Reason::TooLate)))
         } else if (self.waited || outline.least.fixed() > 0) && !outline.least.leaves_room(now, ends) {
-            Some(End::Refused(self.depth as usize, Refusal::new("min_attempt", Reason::TooLate)))
+            let (left, takes) = (ends.nanos_since(now), outline.least.required());
+            Some(End::Refused(self.depth as usize, Refusal::of_time("min_attempt", left, takes)))
         } else {
             None
         }

@@ -117,7 +117,7 @@ impl LayersBuilder {
         let name = Name::from(name.into());
         match gate.into_gate() {
             Ok(gate) => self.layers.push(Layer { name, step: Step::gate(gate), refused: AtomicU64::new(0) }),
-            Err(wrong) => self.faults.absorb(&format!("layer {}", name.as_str()), wrong),
+            Err(wrong) => self.faults.absorb(|own, part| format!("{own}, layer {:?}: {part}", name.as_str()), wrong),
         }
         self
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::pace::Pace;
 use super::purse::Purses;
-use super::shell::{Shell, Waits, check_queue, limiter};
+use super::shell::{Meter as _, Shell, Waits, check_queue, limiter};
 use super::units::Rate;
 use super::word::{Book, Word};
 use crate::error::{ConfigError, Faults, Name};
@@ -189,8 +189,8 @@ impl TokenBucket {
         self.0.meter.pace().burst
     }
 
-    /// Changes the rate while in use. The tokens that are there stay there, as do those that are owed, and whoever
-    /// waits is told anew when its turn comes.
+    /// Changes the rate while in use, and not the burst: [`set`](Self::set) changes both. The tokens that are there stay
+    /// there, as do those that are owed, and waiters are told anew when their turn comes.
     ///
     /// # Errors
     ///
@@ -217,6 +217,39 @@ impl TokenBucket {
         })
     }
 
+    /// Changes rate, burst and the bounds of the queue while in use, all or nothing. The tokens that are there stay there
+    /// up to the new burst, as do those that are owed; waiters keep their places and are told anew.
+    ///
+    /// What the builder does not say is as by default: a burst of a tenth of a second's tokens, above all.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](TokenBucketBuilder::build), or another `batch` than the bucket has. Nothing has changed then. The name
+    /// stays what it is.
+    ///
+    /// ```
+    /// # use resile::TokenBucket;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bucket = TokenBucket::per_second(10).build()?;
+    /// assert_eq!(bucket.burst(), 1);
+    /// bucket.set(TokenBucket::per_second(5000))?;
+    /// assert_eq!(bucket.burst(), 500);
+    /// # Ok(()) }
+    /// ```
+    pub fn set(&self, builder: TokenBucketBuilder) -> Result<(), ConfigError> {
+        let now = Moment::now();
+        let waits = builder.waits.clone();
+        let (new, batch) = (builder.build()?, self.0.meter.batch());
+        let mut faults = Faults::of("bucket");
+        let other = new.0.meter.batch();
+        faults.check(other == batch, "batch", &other, format!("{batch}, which can't be changed"));
+        faults.into_result()?;
+        self.0.set_waits(&waits);
+        self.0.change(|word, book| word.set_pace(book, now, new.0.meter.pace()));
+        Ok(())
+    }
+
     #[inline]
     pub(crate) fn enter_at_once(&self, cost: u32, now: Moment) -> Option<Pass> {
         self.0.take_at_once(now, cost)
@@ -235,12 +268,15 @@ impl fmt::Debug for TokenBucket {
             .field("per_second", &self.0.meter.pace().per_second())
             .field("burst", &self.burst())
             .field("batch", &self.0.meter.batch())
+            .field("available", &self.0.read(|word, book| word.facts(book, Moment::now()).remaining))
+            .field("queued", &self.queued())
             .finish_non_exhaustive()
     }
 }
 
 impl fmt::Display for TokenBucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}/s", self.0.name().as_str(), self.0.meter.pace().per_second())
+        let pace = self.0.meter.pace();
+        write!(f, "{} {}/s burst {}", self.0.name().as_str(), pace.per_second(), pace.burst)
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::{Name, Refusal};
+use crate::error::{Name, Reason, Refusal};
 
 /// The largest integer that a structured field can hold.
 const LARGEST: u64 = 999_999_999_999_999;
@@ -175,6 +175,10 @@ impl LimitFields {
     #[must_use]
     pub fn refused(mut self, refusal: &Refusal) -> Self {
         let reset = self.service.as_ref().and_then(|service| service.reset).unwrap_or(0);
+        // A limiter in another has a name of its own; its client knows it by that which refused.
+        let name = || Cow::Owned(refusal.gate().to_owned());
+        self.policy.iter_mut().for_each(|policy| policy.name = name());
+        self.service.iter_mut().for_each(|service| service.name = name());
         self.retry_after = refusal.retry_after().map(|after| RetryAfter(seconds(after).max(reset)));
         self
     }
@@ -208,10 +212,16 @@ impl LimitFields {
 impl From<&Snapshot> for LimitFields {
     fn from(seen: &Snapshot) -> Self {
         let name = shared(&seen.name);
-        let window = seconds(seen.window).max(1);
+        // A field counts in whole seconds: of a shorter window it tells how much fits into one.
+        let second = u128::from(crate::internal::time::nanos(Duration::from_secs(1)));
+        let (window, quota) = match seen.window.as_nanos() {
+            0 => (1, seen.limit),
+            short if short < second => (1, u64::try_from(u128::from(seen.limit) * second / short).unwrap_or(u64::MAX)),
+            _ => (seconds(seen.window), seen.limit),
+        };
         let retry_after = if seen.remaining > 0 { None } else { seen.retry_after.map(RetryAfter::from_wait) };
         Self {
-            policy: Some(QuotaPolicy { name: name.clone(), quota: seen.limit, window, unit: None, partition: None }),
+            policy: Some(QuotaPolicy { name: name.clone(), quota, window, unit: None, partition: None }),
             service: Some(ServiceLimit {
                 name,
                 remaining: seen.remaining,
@@ -227,8 +237,14 @@ impl From<&Refusal> for LimitFields {
     fn from(refusal: &Refusal) -> Self {
         let retry_after = refusal.retry_after().map(RetryAfter::from_wait);
         let reset = retry_after.map(|after| after.0);
-        let name = Cow::Owned(refusal.gate().to_owned());
-        Self { policy: None, service: Some(ServiceLimit { name, remaining: 0, reset, partition: None }), retry_after }
+        // That nothing is left is known only where it is so for every request, whatever it costs.
+        let is_used_up = match refusal.reason() {
+            Reason::CostAboveLimit { .. } | Reason::ZeroCost | Reason::NoKey(_) | Reason::TooLate => false,
+            _ => !refusal.is_rate_limited(),
+        };
+        let name = || Cow::Owned(refusal.gate().to_owned());
+        let service = is_used_up.then(|| ServiceLimit { name: name(), remaining: 0, reset, partition: None });
+        Self { policy: None, service, retry_after }
     }
 }
 

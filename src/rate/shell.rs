@@ -17,7 +17,7 @@ use crate::call::Call;
 use crate::error::{Name, Reason, Refusal};
 use crate::gate::{Entry, Outcome, Pass, Ticket, Underway};
 use crate::internal::queue::{Key, Queue, Status, WakeList};
-use crate::internal::sync::Mutex;
+use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
 use crate::internal::time::{Moment, nanos};
 
 /// A machine that says when so many may go. Costs are at least 1 and at most the largest, and but for the first two
@@ -117,9 +117,9 @@ pub(super) struct Waits {
 pub(super) struct Shell<M: Meter> {
     pub(super) meter: M,
     waiting: Mutex<Waiting<M::Locked>>,
-    max_queue: u32,
+    max_queue: AtomicU64,
     /// In nanoseconds; the largest number for no limit.
-    max_wait: u64,
+    max_wait: AtomicU64,
     name: Name,
 }
 
@@ -134,7 +134,7 @@ struct Waiting<L> {
 }
 
 impl<L> Waiting<L> {
-    const fn new(locked: L) -> Mutex<Self> {
+    fn new(locked: L) -> Mutex<Self> {
         Mutex::new(Self { queue: Queue::new(), granted: BTreeMap::new(), served: Moment::NEVER, locked })
     }
 }
@@ -156,8 +156,8 @@ impl<M: Meter> Shell<M> {
         Self {
             meter,
             waiting: Waiting::new(locked),
-            max_queue: waits.max_queue,
-            max_wait: waits.max_wait.map_or(u64::MAX, nanos),
+            max_queue: AtomicU64::new(waits.max_queue.into()),
+            max_wait: AtomicU64::new(waits.max_wait.map_or(u64::MAX, nanos)),
             name: waits.name,
         }
     }
@@ -167,10 +167,16 @@ impl<M: Meter> Shell<M> {
         Self {
             meter,
             waiting: Waiting::new(locked),
-            max_queue: self.max_queue,
-            max_wait: self.max_wait,
+            max_queue: AtomicU64::new(self.max_queue.load(Relaxed)),
+            max_wait: AtomicU64::new(self.max_wait.load(Relaxed)),
             name: self.name.clone(),
         }
+    }
+
+    /// Other bounds of the queue, for those who come from now on.
+    pub(super) fn set_waits(&self, waits: &Waits) {
+        self.max_queue.store(waits.max_queue.into(), Relaxed);
+        self.max_wait.store(waits.max_wait.map_or(u64::MAX, nanos), Relaxed);
     }
 
     /// Whether nobody waits and what the meter keeps is as given.
@@ -223,6 +229,11 @@ impl<M: Meter> Shell<M> {
             return Ok(());
         }
         self.try_take_slowly(now, cost)
+    }
+
+    #[cold]
+    pub(super) fn refuse_unread(&self) -> Refusal {
+        Refusal::by(self.name.clone(), Reason::Other("that is no reading of a clock"))
     }
 
     #[cold]
@@ -287,9 +298,17 @@ impl<M: Meter> Shell<M> {
             }
             Err((reason, due)) => {
                 wakers.wake();
-                Entry::Refused(self.refuse(reason, now, due))
+                let (most, is_deadline) = self.longest_wait(call);
+                Entry::Refused(self.refuse(reason, now, due).with_wait(most, is_deadline))
             }
         }
+    }
+
+    /// How long a call may wait here, and whether it is the call's deadline that says so.
+    fn longest_wait(&self, call: &Call) -> (Duration, bool) {
+        let (own, until) = (self.max_wait.load(Relaxed), call.latest_entry());
+        let left = if until == Moment::NEVER { u64::MAX } else { until.nanos_since(call.now()) };
+        (Duration::from_nanos(own.min(left)), left < own)
     }
 
     /// Appends a waiter that will be served then.
@@ -300,7 +319,7 @@ impl<M: Meter> Shell<M> {
             *served = call.now();
         }
         self.meter.queued(locked, due, call.cost());
-        let until = call.now().plus_nanos(self.max_wait).min(call.ends());
+        let until = call.now().plus_nanos(self.max_wait.load(Relaxed)).min(call.ends());
         let key = queue.push(call.cost(), until, None);
         Ticket::new(key.to_bits(), due.nanos())
     }
@@ -344,9 +363,9 @@ impl<M: Meter> Shell<M> {
     pub(super) fn why_not_wait(&self, call: &Call, due: Moment, queued: u32) -> Option<Reason> {
         if !call.may_wait() {
             Some(Reason::Busy)
-        } else if due > call.now().plus_nanos(self.max_wait).min(call.latest_entry()) {
+        } else if due > call.now().plus_nanos(self.max_wait.load(Relaxed)).min(call.latest_entry()) {
             Some(Reason::TooLate)
-        } else if queued >= self.max_queue {
+        } else if u64::from(queued) >= self.max_queue.load(Relaxed) {
             Some(Reason::QueueFull)
         } else {
             None
@@ -369,7 +388,7 @@ impl<M: Meter> Shell<M> {
     }
 
     fn refuse(&self, reason: Reason, now: Moment, due: Moment) -> Refusal {
-        let refusal = Refusal::by(self.name.clone(), reason);
+        let refusal = Refusal::by(self.name.clone(), reason).of_rate();
         if due > now && due < Moment::NEVER { refusal.after(due.since(now)) } else { refusal }
     }
 
@@ -659,13 +678,17 @@ macro_rules! limiter {
             ///
             /// # Errors
             ///
-            /// As [`try_take`](Self::try_take).
+            /// As [`try_take`](Self::try_take). [`Moment::NEVER`](crate::Moment::NEVER) is no reading, and is refused.
             #[inline]
             pub fn try_take_at(
                 &self,
                 tokens: u32,
                 now: crate::internal::time::Moment,
             ) -> Result<(), crate::error::Refusal> {
+                // What never comes can't be a reading, and would leave the limiter spent until then.
+                if now == crate::internal::time::Moment::NEVER {
+                    return Err(self.0.refuse_unread());
+                }
                 self.0.try_take(tokens, now)
             }
 

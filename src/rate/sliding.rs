@@ -12,9 +12,7 @@ use crate::internal::time::Moment;
 
 /// How many may wait at a window unless told otherwise: a newcomer is told its time by playing the queue forward.
 pub(super) const DEFAULT_WINDOW_QUEUE: u32 = 1024;
-/// Up to this limit every call is remembered unless told otherwise: 16 kilobytes.
-const DEFAULT_EXACT: u32 = 1024;
-/// The longest log that can be asked for: a megabyte.
+/// Up to this limit every call can be remembered: a megabyte.
 const LONGEST_LOG: u32 = 65_536;
 
 /// So many calls in any stretch of time of one length, wherever it begins.
@@ -26,10 +24,10 @@ const LONGEST_LOG: u32 = 65_536;
 ///
 /// # How it counts
 ///
-/// Up to a limit of 1,024 (or what [`exact_up_to`](SlidingWindowBuilder::exact_up_to) says) it keeps **a log**, and is
-/// exact: in no stretch of time shorter than the window does more than the limit pass.
+/// It keeps **a log**, and is exact: in no stretch of time shorter than the window does more than the limit pass. A limit
+/// above 65,536 is too much for a log.
 ///
-/// With a higher limit it keeps **two counters**, of the running window and of the one before it, and takes the calls
+/// If that is [asked for](SlidingWindowBuilder::estimated), it keeps **two counters**, of the running window and of the one before it, and takes the calls
 /// of the one before to have come evenly. With `x` the part of the running window that is over and `b` the count of the
 /// one before,
 ///
@@ -47,14 +45,14 @@ const LONGEST_LOG: u32 = 65_536;
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |
-/// | [`exact_up_to`](SlidingWindowBuilder::exact_up_to) | 1,024 | 16 kilobytes of log, made as it is needed |
+/// | [`estimated`](SlidingWindowBuilder::estimated) | off | up to twice the limit in one window is another promise |
 /// | [`max_queue`](SlidingWindowBuilder::max_queue) | 1,024 | a bound of memory, and of the work of telling a newcomer its time |
 /// | [`max_wait`](SlidingWindowBuilder::max_wait) | none | a deadline of the policy does it better |
 ///
 /// Waiting, deadlines and refunds are as at a [`TokenBucket`](crate::TokenBucket). What is [refunded](Self::refund) comes
 /// off the oldest that count, so refund within the window what was taken in it. A newcomer that finds others waiting is
-/// told its time by playing the queue forward on a copy, which takes some nanoseconds for each of them and each entry of
-/// the log.
+/// told its time by a copy that is ahead by the queue. The copy is made when the first one asks, and again after a waiter
+/// left or tokens came back: some nanoseconds for each that waits and each entry of the log.
 ///
 /// # Cost
 ///
@@ -84,25 +82,38 @@ pub struct SlidingWindow(pub(super) Arc<Shell<UnderLock<Counting>>>);
 #[must_use = "a builder does nothing until it is built"]
 pub struct SlidingWindowBuilder {
     rate: Rate,
-    exact_up_to: u32,
+    exact_up_to: Option<u32>,
     waits: Waits,
 }
 
 limiter!(SlidingWindow, SlidingWindowBuilder, u64);
 
 impl SlidingWindowBuilder {
-    /// Up to which limit every call is remembered, at most 65,536: 1,024 unless said. With 0 two counters do for any
-    /// limit.
+    /// Estimates from two counters instead of a log, for any limit: less memory, and another promise. In the worst case up
+    /// to twice the limit passes in one window.
     ///
     /// ```
     /// # use resile::SlidingWindow;
-    /// assert!(SlidingWindow::per_minute(1000).build()?.is_exact());
-    /// assert!(!SlidingWindow::per_minute(5000).build()?.is_exact());
-    /// assert!(SlidingWindow::per_minute(5000).exact_up_to(5000).build()?.is_exact());
+    /// assert!(SlidingWindow::per_minute(5000).build()?.is_exact());
+    /// let error = SlidingWindow::per_minute(100_000).build().unwrap_err();
+    /// assert_eq!(error.faults()[0].allowed(), "1 to 65536 with a log; estimated() takes more");
+    /// assert!(!SlidingWindow::per_minute(100_000).estimated().build()?.is_exact());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn estimated(self) -> Self {
+        self.exact_up_to(0)
+    }
+
+    /// Remembers every call up to this limit, at most 65,536, and [estimates](Self::estimated) above it.
+    ///
+    /// ```
+    /// # use resile::SlidingWindow;
+    /// let window = |limit| SlidingWindow::per_minute(limit).exact_up_to(5000).build();
+    /// assert!(window(5000)?.is_exact() && !window(5001)?.is_exact());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub const fn exact_up_to(mut self, limit: u32) -> Self {
-        self.exact_up_to = limit;
+        self.exact_up_to = Some(limit);
         self
     }
 
@@ -110,15 +121,18 @@ impl SlidingWindowBuilder {
     ///
     /// # Errors
     ///
-    /// A rate of 0, above 10^9 per second, or with a window above 366 days; a log longer than 65,536; a queue above
-    /// 16,777,216.
+    /// A rate of 0, above 10^9 per second, or with a window above 366 days; a limit above 65,536 unless it is
+    /// [`estimated`](Self::estimated); a queue above 16,777,216.
     pub fn build(self) -> Result<SlidingWindow, ConfigError> {
         let mut faults = Faults::of("window");
-        self.rate.check(&mut faults);
-        faults.check(self.exact_up_to <= LONGEST_LOG, "exact_up_to", &self.exact_up_to, "0 to 65536");
+        let fine = self.rate.check(&mut faults);
+        let longest = self.exact_up_to.unwrap_or(LONGEST_LOG);
+        faults.check(longest <= LONGEST_LOG, "exact_up_to", &longest, "0 to 65536");
+        let exact = self.rate.count <= u64::from(longest);
+        let chosen = !fine || exact || self.exact_up_to.is_some();
+        faults.check(chosen, "limit", &self.rate.count, "1 to 65536 with a log; estimated() takes more");
         check_queue(&mut faults, self.waits.max_queue);
         faults.into_result()?;
-        let exact = self.rate.count <= u64::from(self.exact_up_to);
         let counting = if exact { Counting::exact(self.rate) } else { Counting::weighted(self.rate) };
         Ok(SlidingWindow(Arc::new(Shell::new(UnderLock::METER, Planned::new(counting), self.waits))))
     }
@@ -138,7 +152,7 @@ impl SlidingWindow {
     /// Begins a window with any rate, of which the count is the limit and the period the window.
     pub const fn at(rate: Rate) -> SlidingWindowBuilder {
         let waits = Waits { max_queue: DEFAULT_WINDOW_QUEUE, max_wait: None, name: Name::Static("window") };
-        SlidingWindowBuilder { rate, exact_up_to: DEFAULT_EXACT, waits }
+        SlidingWindowBuilder { rate, exact_up_to: None, waits }
     }
 
     /// How many are allowed in how long.

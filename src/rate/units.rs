@@ -75,7 +75,7 @@ impl Rate {
     /// use resile::Rate;
     ///
     /// assert_eq!(Rate::per_second_f64(0.2)?, Rate::new(1, Duration::from_secs(5)));
-    /// assert_eq!(Rate::per_second_f64(f64::NAN).unwrap_err().to_string(), "rate: per_second is NaN, allowed is 1e-7 to 1e9");
+    /// assert_eq!(Rate::per_second_f64(f64::NAN).unwrap_err().to_string(), "rate: per_second must be 1e-7 to 1e9, is NaN");
     /// # Ok::<(), resile::ConfigError>(())
     /// ```
     pub fn per_second_f64(per_second: f64) -> Result<Self, ConfigError> {

@@ -399,6 +399,75 @@ mod tests {
         }
     }
 
+    /// A taker that read the word and the other pace must not find the word unchanged.
+    #[test]
+    fn a_change_of_the_pace_always_changes_the_word() {
+        let now = Moment::at(1_000_000_007);
+        // The multiplier of the second is smaller, so that there is a state between both times: idle under both paces.
+        let (old, new) =
+            (Pace::new(Rate::per_second(7), 3, false).unwrap(), Pace::new(Rate::per_second(1), 3, false).unwrap());
+        let (old, new) = if old.multiplier > new.multiplier { (old, new) } else { (new, old) };
+        for before in
+            [new.virtual_time(now) - 1, new.virtual_time(now), new.virtual_time(now) + 1, old.virtual_time(now)]
+        {
+            let word = Word::<false>::in_state(old, before);
+            word.set_pace(&mut Book::default(), now, new);
+            assert_ne!(word.state(), before);
+        }
+    }
+
+    proptest! {
+        /// Against buckets in which what came back had never been taken: the word never lets by what no such bucket would,
+        /// in whatever order tokens are taken, come back, or are used.
+        #[test]
+        fn what_comes_back_lets_no_more_by_than_if_it_had_not_been_taken(
+            burst in 1_u32..8,
+            steps in prop::collection::vec((0_u8..4, 0_u64..4, 0_usize..8), 1..80),
+        ) {
+            const TOKEN: u64 = 1_000_000_000;
+            let pace = Pace::new(Rate::per_second(1), burst, false).unwrap();
+            let (mut state, mut book, mut now) = (0, Book::default(), Moment::at(TOKEN));
+            // All that was taken, when, and whether it came back.
+            let mut taken: Vec<(u64, u32, bool, bool)> = Vec::new();
+            for (what, amount, which) in steps {
+                match what {
+                    0 => now = now.plus_nanos(amount * TOKEN / 3),
+                    1 | 2 => {
+                        let cost = (amount as u32 + 1).min(burst);
+                        if let Some(next) = pace.take_now(state, now, cost) {
+                            state = next;
+                            taken.push((now.nanos(), cost, true, false));
+                        }
+                    }
+                    _ => {
+                        let out: Vec<usize> = (0..taken.len()).filter(|at| taken[*at].2).collect();
+                        if out.is_empty() {
+                            continue;
+                        }
+                        let (at, cost, out_still, back) = &mut taken[out[which % out.len()]];
+                        *out_still = false;
+                        if amount > 0 {
+                            *back = true;
+                            let (units, charged) = book.refund(pace, Moment::from_nanos(*at), now, *cost);
+                            book.charged = charged;
+                            state = pace.refunded(state, now, units);
+                        }
+                    }
+                }
+                // Without what came back, each of the others went by an exact bucket.
+                let (mut level, mut last) = (u64::from(burst) * TOKEN, taken.first().map_or(0, |(at, ..)| *at));
+                for (at, cost, _, back) in &taken {
+                    level = (level + (at - last)).min(u64::from(burst) * TOKEN);
+                    last = *at;
+                    if !back {
+                        prop_assert!(level + 2 >= u64::from(*cost) * TOKEN, "{level} for {cost}");
+                        level = level.saturating_sub(u64::from(*cost) * TOKEN);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn nobody_spends_out_of_a_purse_while_somebody_waits_or_the_pace_changes() {
         let now = Moment::at(0);

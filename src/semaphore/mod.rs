@@ -453,7 +453,8 @@ impl Semaphore {
                 let until = queue.until(key);
                 if now.is_some_and(|now| now >= until) {
                     self.end_wait(queue, key, need as u32);
-                    return self.refuse(Reason::QueueTimeout);
+                    let refusal = Refusal::by(self.0.name.clone(), Reason::QueueTimeout);
+                    return Entry::Refused(refusal.with_wait(Duration::from_nanos(self.0.max_wait), false));
                 }
                 let unused = queue.leave_waker(key, waker);
                 drop(queue);
@@ -559,6 +560,7 @@ impl fmt::Debug for Semaphore {
             .field("name", &self.0.name)
             .field("limit", &word.limit())
             .field("in_use", &word.in_use())
+            .field("queued", &self.queued())
             .field("closed", &word.is_closed())
             .finish_non_exhaustive()
     }
