@@ -57,7 +57,7 @@ async fn a_backlog_of_one_key_does_not_hold_up_the_others() {
     let fair = Fair::by("tenant", Semaphore::permits(1)).build().unwrap();
     let order = run_all(&gated(&fair), &[1, 1, 1, 1, 1, 1, 2, 3, 2]).await;
     // One runs and one waits at the limit before there is a line.
-    assert_eq!(order, [1, 1, 1, 2, 3, 1, 2, 1, 1]);
+    assert_eq!(order, [1, 1, 2, 3, 1, 2, 1, 1, 1]);
     assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
 }
 
@@ -66,7 +66,7 @@ async fn tokens_go_round_as_permits_do() {
     let fair = Fair::by("tenant", TokenBucket::per_second(10).burst(1)).build().unwrap();
     let start = tokio::time::Instant::now();
     let order = run_all(&gated(&fair), &[1, 1, 1, 1, 1, 2, 2]).await;
-    assert_eq!(order, [1, 1, 1, 2, 1, 2, 1]);
+    assert_eq!(order, [1, 1, 2, 1, 2, 1, 1]);
     assert!(start.elapsed() < ms(620), "no slower than the rate: {:?}", start.elapsed());
 }
 
@@ -132,6 +132,123 @@ async fn who_can_never_be_let_in_does_not_stand_in_line() {
     assert_eq!(error.refusal().unwrap().reason(), Reason::Closed);
     drop((holds, first));
     assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
+}
+
+/// Callers of one tenant that come back as soon as they are served, until the time is up: what they got.
+async fn loop_until(
+    policy: Policy,
+    tenant: u64,
+    cost: u32,
+    callers: u32,
+    end: tokio::time::Instant,
+    holds: Duration,
+) -> u64 {
+    let got = std::cell::Cell::new(0);
+    let one = async || {
+        while tokio::time::Instant::now() < end {
+            let call = policy.call().key("tenant", tenant).cost(cost);
+            let done = call.run(async || Ok::<_, ()>(tokio::time::sleep(holds).await)).await;
+            if done.is_ok() && tokio::time::Instant::now() <= end {
+                got.set(got.get() + u64::from(cost));
+            }
+        }
+    };
+    futures::future::join_all((0..callers).map(|_| one())).await;
+    got.get()
+}
+
+/// The one with the large calls had nearly everything: a turn was as long as the largest cost in line.
+#[tokio::test(start_paused = true)]
+async fn large_calls_get_no_more_than_small_ones() {
+    for (costs, weights, callers) in [
+        ([100, 1], [1, 1], [1, 100]),
+        ([100, 1], [1, 10], [1, 100]),
+        ([1000, 1], [1, 1], [5, 5]),
+        ([1000, 7], [3, 1], [1, 300]),
+        ([40, 60], [1, 1], [3, 3]),
+    ] {
+        let weigh =
+            move |tenant: KeyRef<'_>| NonZeroU32::new(weights[usize::from(tenant == KeyRef::Number(1))]).unwrap();
+        let bucket = TokenBucket::per_second(2000).burst(1000);
+        let policy = gated(&Fair::by("tenant", bucket).weights(weigh).build().unwrap());
+        let end = tokio::time::Instant::now() + ms(100_000);
+        let own = |tenant: u64| {
+            let place = tenant as usize;
+            loop_until(policy.clone(), tenant, costs[place], callers[place], end, Duration::ZERO)
+        };
+        let (one, two) = tokio::join!(own(0), own(1));
+        let share = one as f64 / (one + two) as f64;
+        let fair = f64::from(weights[0]) / f64::from(weights[0] + weights[1]);
+        assert!((share / fair - 1.0).abs() <= 0.05, "{costs:?} {weights:?}: {one} and {two}");
+        assert!(one + two >= 198_000, "and nothing is left over: {one} and {two}");
+    }
+}
+
+/// A limit that counts who is inside shares its places, too.
+#[tokio::test(start_paused = true)]
+async fn permits_are_shared_whatever_the_calls_cost() {
+    for (costs, callers) in [([8, 1], [20, 20]), ([3, 1], [20, 20]), ([8, 8], [1, 30])] {
+        let policy = gated(&Fair::by("tenant", Semaphore::permits(16)).build().unwrap());
+        let end = tokio::time::Instant::now() + ms(60_000);
+        let own = |tenant: u64| {
+            let place = tenant as usize;
+            loop_until(policy.clone(), tenant, costs[place], callers[place], end, ms(10))
+        };
+        let (one, two) = tokio::join!(own(0), own(1));
+        let all = (16 * 6000) as f64;
+        assert!((one + two) as f64 >= 0.9 * all, "{costs:?}: {one} and {two}");
+        // One caller that comes back can hold one call at a time; with more there is always somebody of both.
+        if callers[0] > 1 {
+            assert!((one as f64 / two as f64 - 1.0).abs() <= 0.05, "{costs:?}: {one} and {two}");
+        }
+    }
+}
+
+/// It waited for the call of cost 1000 that stood at the limit.
+#[tokio::test(start_paused = true)]
+async fn a_small_call_of_a_quiet_key_does_not_wait_for_a_large_one() {
+    let policy = gated(&Fair::by("tenant", TokenBucket::per_second(500).burst(1000)).build().unwrap());
+    let own =
+        |tenant: u64, cost: u32| policy.call().owned().key("tenant", tenant).cost(cost).run(async || Ok::<_, ()>(()));
+    own(1, 1000).await.unwrap();
+    let large: Vec<_> = (0..3).map(|_| tokio::spawn(own(1, 1000))).collect();
+    tokio::time::sleep(ms(1)).await;
+    let start = tokio::time::Instant::now();
+    own(2, 1).await.unwrap();
+    assert!(start.elapsed() <= ms(5), "{:?}", start.elapsed());
+    for large in large {
+        large.await.unwrap().unwrap();
+    }
+    assert!(start.elapsed() <= ms(6010), "and they lose nothing by it: {:?}", start.elapsed());
+}
+
+/// In line it would have waited for its deadline.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_served_in_time_is_told_at_the_door() {
+    let fair = Fair::by("tenant", TokenBucket::per_second(10).burst(1)).build().unwrap();
+    let policy = gated(&fair);
+    let own = |tenant: u64, deadline| {
+        policy.call().owned().key("tenant", tenant).deadline(deadline).run(async || Ok::<_, ()>(()))
+    };
+    let waiting: Vec<_> = (0..20).map(|_| tokio::spawn(own(1, ms(60_000)))).collect();
+    tokio::time::sleep(ms(1)).await;
+    let start = tokio::time::Instant::now();
+    let error = own(1, ms(1000)).await.unwrap_err();
+    assert_eq!(error.refusal().map(resile::Refusal::reason), Some(Reason::TooLate));
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    own(2, ms(1000)).await.unwrap();
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+}
+
+/// The first in line waits there.
+#[test]
+fn a_limit_in_which_nobody_may_wait_is_a_fault() {
+    let error = Fair::by("tenant", Semaphore::permits(1).max_queue(0)).build().unwrap_err();
+    let told = "fair by tenant: max_queue must be 1 or more in the limit inside, where the first in line waits, is 0";
+    assert_eq!(error.to_string(), told);
+    assert!(Fair::by("tenant", TokenBucket::per_second(1).max_queue(0)).build().is_err());
 }
 
 #[test]

@@ -22,7 +22,7 @@
 //! // The first goes at once and keeps the others waiting: three more of the same, and then one of another.
 //! let (a, b, c, d, e) = tokio::join!(call("loud"), call("loud"), call("loud"), call("loud"), call("quiet"));
 //! # (a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap(), e.unwrap());
-//! assert_eq!(*order.lock().unwrap(), ["loud", "loud", "loud", "quiet", "loud"]);
+//! assert_eq!(*order.lock().unwrap(), ["loud", "loud", "quiet", "loud", "loud"]);
 //! # Ok(()) }
 //! ```
 //!
@@ -34,14 +34,17 @@
 //!
 //! # How it decides
 //!
-//! While nobody waits, a call enters the limit as it would without a line. Once one does, that one waits at the limit
-//! itself, and all who come after stand in line, each behind the others of its key. When the one at the limit has its
-//! pass or leaves, the next is chosen by deficit round robin (Shreedhar and Varghese 1995): keys take turns, and at each
-//! turn a key may spend its weight times the largest cost in line. So a key that has just come goes after at most one
-//! turn of every other, however many they have waiting. In the example two of `loud` go before `quiet`: one that ran, and
-//! one that already waited at the limit.
+//! While nobody waits, a call enters the limit as it would without a line. Once one does, all who come stand in line,
+//! each behind the others of its key, and the first of them waits at the limit. Who is first is decided by start-time
+//! fair queueing (Goyal, Vin and Cheng 1996): what a key has had, divided by its weight, says when its next call may
+//! start, and a key that has just come may at once. So keys that always wait get shares of the limit as their weights
+//! are, to a call of each, whatever their calls cost and however many they have waiting; and a key that wants little goes
+//! next, or next but one, behind others that have had no more.
 //!
-//! Threads that come in the same moment may both wait at the limit; they are in no line then, and served in its order.
+//! Who waits at the limit steps aside when somebody comes who goes before it. In the example one of `loud` ran and one
+//! was there before `quiet`.
+//!
+//! A call with a deadline is told at once if what goes before it in line, at the limit's rate, takes longer.
 //!
 //! # Cancellation
 //!
@@ -50,8 +53,9 @@
 //! # Cost
 //!
 //! Without waiters a lock held for a few instructions, and the limit's own. Waiting costs a wake-up more than the limit
-//! alone: it is passed on from one to the next. Who is next is found in a few steps however many wait, and who leaves the
-//! line looks at no more than the others of its key.
+//! alone: it is passed on from one to the next. Who is next is found in steps that grow with the logarithm of the keys
+//! that wait, and who leaves the line looks at no more than the others of its key. Besides the waiters it remembers up to
+//! 16,384 keys that have just had more than others.
 //!
 //! # Not for
 //!
@@ -100,10 +104,11 @@ type Weights = Box<dyn Fn(KeyRef<'_>) -> NonZeroU32 + Send + Sync>;
 
 #[derive(Default)]
 struct State {
+    /// All who wait, the one at the limit among them.
     line: Line,
     waiters: Slab<Waiter>,
-    /// How many wait at the limit, or were told to go there. While it is 0, nobody stands in line.
-    at_limit: u32,
+    /// Who waits at the limit, or was told to go there: the first in line, but for one that is just being polled.
+    at_limit: Option<u32>,
 }
 
 struct Waiter {
@@ -119,6 +124,17 @@ enum Place {
     Called,
     /// At the limit, with its ticket.
     AtLimit([u64; 2]),
+    /// It enters the limit, or asks there with its ticket: nobody else may touch that.
+    Asking(Option<[u64; 2]>),
+}
+
+/// What a change of the line has others do, with no lock held.
+#[derive(Default)]
+struct Turn {
+    /// It is first now.
+    wake: Option<Waker>,
+    /// The ticket of one that is no longer.
+    aside: Option<[u64; 2]>,
 }
 
 /// Settings of a [`Fair`].
@@ -162,7 +178,8 @@ impl<G: Gate> FairBuilder<G> {
     ///
     /// # Errors
     ///
-    /// A line longer than 16,777,216, no room for one of a key, and every wrong setting of the limit.
+    /// A line longer than 16,777,216, no room for one of a key, every wrong setting of the limit, and a limit in which
+    /// nobody may wait: the first in line does.
     pub fn build(self) -> Result<Fair<G>, ConfigError> {
         let mut faults = Faults::of(format!("fair by {}", self.by));
         faults.check(self.max_queue <= LONGEST_QUEUE, "max_queue", &self.max_queue, "0 to 16777216");
@@ -170,6 +187,9 @@ impl<G: Gate> FairBuilder<G> {
         if let Err(wrong) = &self.gate {
             faults.absorb(|own, part| format!("{own}: {part}"), wrong.clone());
         }
+        let places = self.gate.as_ref().ok().and_then(Gate::places);
+        let needs = "1 or more in the limit inside, where the first in line waits";
+        faults.check(places != Some(0), "max_queue", &0, needs);
         faults.into_result()?;
         let gate = self.gate?;
         Ok(Fair(Arc::new(Shared {
@@ -215,7 +235,7 @@ impl<G: Gate> Fair<G> {
     /// How many stand in line. Who waits at the limit is in none.
     #[must_use]
     pub fn queued(&self) -> u32 {
-        self.0.state.lock().line.len()
+        self.0.state.lock().in_line()
     }
 
     #[cold]
@@ -223,15 +243,14 @@ impl<G: Gate> Fair<G> {
         Entry::Refused(Refusal::by(self.0.name.clone(), reason))
     }
 
-    /// Enters the limit: whoever has to wait there is counted, and what is in its hands leads back through the line.
-    fn enter_limit(&self, id: Id, call: &Call) -> Entry {
+    /// Enters the limit while nobody waits. Who has to wait there is the first in line.
+    fn enter_limit(&self, id: Id, key: KeyRef<'_>, call: &Call) -> Entry {
         match step::enter(&self.0.gate, call, call.may_wait()) {
-            Entry::Wait(ticket, at) => {
-                let mut state = self.0.state.lock();
-                state.at_limit += 1;
-                let place = Place::AtLimit(ticket.words());
-                let (place, turn) = state.waiters.insert(Waiter { key: id, place, waker: None });
-                Entry::Wait(Ticket::new(place.into(), turn.into()), at)
+            Entry::Wait(inner, at) => {
+                let weight = self.weight(key);
+                let (ticket, turn) = self.0.state.lock().join(id, weight, call.cost(), Some(inner.words()));
+                self.carry_out(turn);
+                Entry::Wait(ticket, at)
             }
             entry => entry,
         }
@@ -242,59 +261,131 @@ impl<G: Gate> Fair<G> {
         if !call.may_wait() {
             return self.refuse(Reason::Busy);
         }
-        // Who can never be let in is told now: in line, its cost would make everybody's turns longer.
+        // Who can never be let in is told now.
         if let Err(never) = self.0.gate.look(call) {
-            if matches!(never.reason(), Reason::CostAboveLimit { .. } | Reason::ZeroCost | Reason::Closed) {
+            if never.reason().is_permanent() {
                 return Entry::Refused(never);
             }
         }
-        let weight = self.0.weights.as_ref().map_or(NonZeroU32::MIN, |weights| weights(key));
-        let mut state = self.0.state.lock();
-        if state.at_limit == 0 {
-            drop(state);
-            return self.enter_limit(id, call);
+        let weight = self.weight(key);
+        let before = self.0.state.lock().line.before(id, weight);
+        let due = self.0.gate.due(before, call);
+        if due.is_some_and(|due| due > call.latest_entry()) {
+            return self.refuse(Reason::TooLate);
         }
-        if state.line.len() >= self.0.max_queue || state.line.len_of(id) >= self.0.max_per_key {
+        let mut state = self.0.state.lock();
+        if state.in_line() >= self.0.max_queue || state.in_line_of(id) >= self.0.max_per_key {
             drop(state);
             return self.refuse(Reason::QueueFull);
         }
-        let (place, turn) = state.waiters.insert(Waiter { key: id, place: Place::InLine, waker: None });
-        state.line.push(id, weight, place, call.cost());
-        Entry::Wait(Ticket::new(place.into(), turn.into()), None)
+        let (ticket, turn) = state.join(id, weight, call.cost(), None);
+        drop(state);
+        self.carry_out(turn);
+        Entry::Wait(ticket, None)
     }
 
-    /// Forgets a waiter; if it was at the limit, the next is called there.
-    fn end_wait(&self, [place, turn]: [u32; 2]) {
-        let mut next = None;
+    fn weight(&self, key: KeyRef<'_>) -> NonZeroU32 {
+        self.0.weights.as_ref().map_or(NonZeroU32::MIN, |weights| weights(key))
+    }
+
+    /// Forgets a waiter, which has passed or not; if it was first, the next is called.
+    fn end_wait(&self, [place, turn]: [u32; 2], passed: bool) {
         let mut state = self.0.state.lock();
-        let gone = match state.waiters.at(place, turn) {
-            Some(_) => state.waiters.remove(place),
-            None => None,
-        };
-        match gone.as_ref().map(|waiter| (waiter.place, waiter.key)) {
-            Some((Place::InLine, key)) => state.line.remove(key, place),
-            Some(_) => {
-                state.at_limit -= 1;
-                next = state.call_next();
-            }
-            None => {}
+        if state.waiters.at(place, turn).is_none() {
+            return;
         }
+        let Some(gone) = state.waiters.remove(place) else { return };
+        if passed {
+            state.line.pass(gone.key, place);
+        } else {
+            state.line.leave(gone.key, place);
+        }
+        if state.at_limit == Some(place) {
+            state.at_limit = None;
+        }
+        let turn = state.turn();
         drop(state);
         drop(gone);
-        next.into_iter().for_each(Waker::wake);
+        self.carry_out(turn);
+    }
+
+    /// Wakes and abandons, whichever of the two panics.
+    fn carry_out(&self, turn: Turn) {
+        /// Gives a ticket back.
+        struct Aside<'a, G: Gate>(&'a G, Option<[u64; 2]>);
+
+        impl<G: Gate> Drop for Aside<'_, G> {
+            fn drop(&mut self) {
+                if let Some([a, b]) = self.1.take() {
+                    self.0.abandon(Ticket::new(a, b));
+                }
+            }
+        }
+
+        let _aside = Aside(&self.0.gate, turn.aside);
+        turn.wake.into_iter().for_each(Waker::wake);
     }
 }
 
 impl State {
-    /// Calls the next to the limit if nobody is there: its waker, to be woken with the lock released.
-    fn call_next(&mut self) -> Option<Waker> {
-        if self.at_limit > 0 {
-            return None;
+    /// How many stand in line and not at the limit.
+    fn in_line(&self) -> u32 {
+        self.line.len() - u32::from(self.at_limit.is_some())
+    }
+
+    /// The same of one key.
+    fn in_line_of(&mut self, key: Id) -> u32 {
+        let at_limit = self.at_limit.and_then(|place| self.waiters.get_mut(place)).is_some_and(|it| it.key == key);
+        self.line.len_of(key) - u32::from(at_limit)
+    }
+
+    /// One more waits, who may have a ticket of the limit.
+    fn join(&mut self, key: Id, weight: NonZeroU32, cost: u32, inner: Option<[u64; 2]>) -> (Ticket, Turn) {
+        let (place, number) = self.waiters.insert(Waiter { key, place: Place::InLine, waker: None });
+        self.line.push(key, weight, place, cost);
+        let mut turn = Turn::default();
+        match inner {
+            Some(inner) if self.at_limit.is_none() => {
+                self.at_limit = Some(place);
+                self.stand(place, Place::AtLimit(inner));
+                turn = self.turn();
+            }
+            // Another thread's was faster.
+            Some(inner) => turn.aside = Some(inner),
+            None => turn = self.turn(),
         }
-        let waiter = self.line.next().and_then(|place| self.waiters.get_mut(place))?;
-        self.at_limit += 1;
-        waiter.place = Place::Called;
-        waiter.waker.take()
+        (Ticket::new(place.into(), number.into()), turn)
+    }
+
+    fn stand(&mut self, number: u32, place: Place) {
+        if let Some(waiter) = self.waiters.get_mut(number) {
+            waiter.place = place;
+        }
+    }
+
+    /// Calls the first in line to the limit, in place of who is there.
+    fn turn(&mut self) -> Turn {
+        let mut turn = Turn::default();
+        let first = self.line.first();
+        if self.at_limit == first {
+            return turn;
+        }
+        if let Some(waiter) = self.at_limit.and_then(|place| self.waiters.get_mut(place)) {
+            match waiter.place {
+                // It looks for itself when it has its answer.
+                Place::Asking(_) => return turn,
+                Place::AtLimit(ticket) => turn.aside = Some(ticket),
+                Place::Called | Place::InLine => {}
+            }
+            waiter.place = Place::InLine;
+        }
+        self.at_limit = first;
+        if let Some(waiter) = first.and_then(|place| self.waiters.get_mut(place)) {
+            waiter.place = Place::Called;
+            // One that has none yet is about to be polled.
+            turn.wake = waiter.waker.take();
+        }
+        turn
     }
 }
 
@@ -308,8 +399,8 @@ impl<G: Gate> Gate for Fair<G> {
         let Some(key) = call.key(self.0.by) else { return self.refuse(Reason::NoKey(self.0.by)) };
         let key = KeyRef::from(key);
         let id = self.0.secret.id(key);
-        let free = self.0.state.lock().at_limit == 0;
-        if free { self.enter_limit(id, call) } else { self.stand_in_line(id, key, call) }
+        let free = self.0.state.lock().line.len() == 0;
+        if free { self.enter_limit(id, key, call) } else { self.stand_in_line(id, key, call) }
     }
 
     fn leave(&self, pass: Pass, outcome: Outcome) {
@@ -324,55 +415,70 @@ impl<G: Gate> Gate for Fair<G> {
             drop(state);
             return self.enter(call);
         };
-        let at = waiter.place;
-        if let Place::InLine = at {
-            let old = waiter.waker.replace(waker);
-            drop(state);
-            drop(old);
-            return Entry::Wait(ticket, None);
-        }
+        let old = waiter.waker.replace(waker);
+        let inner = match waiter.place {
+            Place::InLine => {
+                drop(state);
+                drop(old);
+                return Entry::Wait(ticket, None);
+            }
+            Place::Called => None,
+            Place::AtLimit(inner) => Some(inner),
+            Place::Asking(inner) => inner,
+        };
+        waiter.place = Place::Asking(inner);
         drop(state);
-        let entry = match at {
-            Place::AtLimit([a, b]) => self.0.gate.poll_wait(Ticket::new(a, b), call, cx),
-            _ => match self.0.gate.enter(call) {
-                Entry::Wait(inner, _) => {
-                    // Noted before it is polled, which may panic.
-                    self.note([place, turn], inner.words());
-                    self.0.gate.poll_wait(inner, call, cx)
-                }
-                entry => entry,
-            },
+        drop(old);
+        let mut entry = match inner {
+            Some([a, b]) => self.0.gate.poll_wait(Ticket::new(a, b), call, cx),
+            None => self.0.gate.enter(call),
         };
-        if let Entry::Wait(inner, until) = entry {
-            self.note([place, turn], inner.words());
-            return Entry::Wait(ticket, until);
+        if let (None, Entry::Wait(inner, _)) = (inner, &entry) {
+            // Noted before it is polled, which may panic.
+            let [a, b] = inner.words();
+            self.0.state.lock().stand(place, Place::Asking(Some([a, b])));
+            entry = self.0.gate.poll_wait(Ticket::new(a, b), call, cx);
         }
-        let Entry::Pass(pass) = entry else {
-            self.end_wait([place, turn]);
-            return entry;
-        };
-        let pass = Underway::new(pass, |pass| self.0.gate.leave(pass, Outcome::NotStarted));
-        self.end_wait([place, turn]);
-        pass.arrive()
+        match entry {
+            Entry::Wait(inner, until) => {
+                let mut state = self.0.state.lock();
+                state.stand(place, Place::AtLimit(inner.words()));
+                let turn = state.turn();
+                let until = until.filter(|_| state.at_limit == Some(place));
+                drop(state);
+                self.carry_out(turn);
+                Entry::Wait(ticket, until)
+            }
+            Entry::Pass(pass) => {
+                let pass = Underway::new(pass, |pass| self.0.gate.leave(pass, Outcome::NotStarted));
+                self.end_wait([place, turn], true);
+                pass.arrive()
+            }
+            Entry::Refused(_) => {
+                self.end_wait([place, turn], false);
+                entry
+            }
+        }
     }
 
     fn abandon(&self, ticket: Ticket) {
-        let number = number(&ticket);
-        let place = self.0.state.lock().waiters.at(number[0], number[1]).map(|waiter| waiter.place);
-        if let Some(Place::AtLimit([a, b])) = place {
-            /// Calls the next even if the limit panics.
-            struct End<'a, G: Gate>(&'a Fair<G>, [u32; 2]);
+        /// Calls the next even if the limit panics.
+        struct End<'a, G: Gate>(&'a Fair<G>, [u32; 2]);
 
-            impl<G: Gate> Drop for End<'_, G> {
-                fn drop(&mut self) {
-                    self.0.end_wait(self.1);
-                }
+        impl<G: Gate> Drop for End<'_, G> {
+            fn drop(&mut self) {
+                self.0.end_wait(self.1, false);
             }
+        }
 
-            let _end = End(self, number);
+        let [place, turn] = number(&ticket);
+        let _end = End(self, [place, turn]);
+        let mut state = self.0.state.lock();
+        // From here on nobody else gives the limit's ticket back.
+        let was = state.waiters.at(place, turn).map(|waiter| std::mem::replace(&mut waiter.place, Place::Asking(None)));
+        drop(state);
+        if let Some(Place::AtLimit([a, b]) | Place::Asking(Some([a, b]))) = was {
             self.0.gate.abandon(Ticket::new(a, b));
-        } else {
-            self.end_wait(number);
         }
     }
 
@@ -389,7 +495,7 @@ impl<G: Gate> Gate for Fair<G> {
         if call.key(self.0.by).is_none() {
             return refuse(Reason::NoKey(self.0.by));
         }
-        if self.0.state.lock().at_limit > 0 { refuse(Reason::Busy) } else { self.0.gate.look(call) }
+        if self.0.state.lock().line.len() > 0 { refuse(Reason::Busy) } else { self.0.gate.look(call) }
     }
 
     fn needs(&self) -> Needs {
@@ -404,14 +510,6 @@ impl<G: Gate> Gate for Fair<G> {
         write!(f, "fair by {} (", self.0.by)?;
         self.0.gate.draw(f)?;
         f.write_str(")")
-    }
-}
-
-impl<G: Gate> Fair<G> {
-    fn note(&self, [place, turn]: [u32; 2], words: [u64; 2]) {
-        if let Some(waiter) = self.0.state.lock().waiters.at(place, turn) {
-            waiter.place = Place::AtLimit(words);
-        }
     }
 }
 

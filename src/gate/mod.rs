@@ -212,6 +212,20 @@ pub trait Gate: Send + Sync + 'static {
         Needs::Elapsed
     }
 
+    /// How many may wait in it, if it bounds that.
+    #[doc(hidden)]
+    fn places(&self) -> Option<u32> {
+        None
+    }
+
+    /// When this call could be let in at the earliest if others that cost so much went before, if that is a matter of
+    /// time.
+    #[doc(hidden)]
+    fn due(&self, before: u64, call: &Call) -> Option<Moment> {
+        let _ = (before, call);
+        None
+    }
+
     /// How the gate is called in a drawn policy.
     #[allow(clippy::unnecessary_literal_bound, reason = "others return a name that they own")]
     fn name(&self) -> &str {
@@ -325,6 +339,14 @@ impl<G: Gate + ?Sized> Gate for Arc<G> {
 
     fn look(&self, call: &Call) -> Result<(), Refusal> {
         (**self).look(call)
+    }
+
+    fn places(&self) -> Option<u32> {
+        (**self).places()
+    }
+
+    fn due(&self, before: u64, call: &Call) -> Option<Moment> {
+        (**self).due(before, call)
     }
 
     fn needs(&self) -> Needs {

@@ -66,6 +66,7 @@ impl<L> UnderLock<L> {
 
 impl<L: Ledger> Meter for UnderLock<L> {
     type Locked = Planned<L>;
+    const IN_STEPS: bool = true;
 
     fn largest(&self, locked: &Planned<L>) -> u32 {
         u32::try_from(locked.ledger.largest()).unwrap_or(u32::MAX)

@@ -60,6 +60,9 @@ pub(super) trait Meter: Send + Sync + 'static {
     /// The most that one call can cost.
     fn largest(&self, locked: &Self::Locked) -> u32;
 
+    /// Whether it gives all that a window has at once, and not as time goes.
+    const IN_STEPS: bool = false;
+
     /// Whether calls go out one at a time: then a grant that is fetched late is worth nothing.
     const PACED: bool = false;
 
@@ -208,6 +211,23 @@ impl<M: Meter> Shell<M> {
         };
         drop(waiting);
         Err(self.refuse(reason, now, due))
+    }
+
+    /// When a call could be served at the earliest behind others that cost so much.
+    pub(super) fn due_behind(&self, before: u64, call: &Call) -> Moment {
+        let now = call.now();
+        let Facts { limit, remaining, window, .. } = self.meter.facts(&mut self.waiting.lock().locked, now);
+        let more = u128::from(before) + u128::from(call.cost());
+        let Some(more) = more.checked_sub(remaining.into()).filter(|more| *more > 0) else { return now };
+        let limit = u128::from(limit.max(1));
+        // What comes in steps may have the first of them at once.
+        let wait =
+            if M::IN_STEPS { (more - 1) / limit * u128::from(window) } else { more * u128::from(window) / limit };
+        now.plus_nanos(u64::try_from(wait).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn max_queue(&self) -> u32 {
+        self.max_queue.load(Relaxed).try_into().unwrap_or(u32::MAX)
     }
 
     pub(super) fn name(&self) -> &Name {
@@ -746,6 +766,14 @@ macro_rules! limiter {
 
             fn look(&self, call: &crate::call::Call) -> Result<(), crate::error::Refusal> {
                 self.0.look(call)
+            }
+
+            fn places(&self) -> Option<u32> {
+                Some(self.0.max_queue())
+            }
+
+            fn due(&self, before: u64, call: &crate::call::Call) -> Option<crate::internal::time::Moment> {
+                Some(self.0.due_behind(before, call))
             }
 
             fn needs(&self) -> crate::gate::Needs {

@@ -540,6 +540,10 @@ impl Gate for Semaphore {
         self.look_at(call.cost())
     }
 
+    fn places(&self) -> Option<u32> {
+        Some(self.max_queue())
+    }
+
     fn needs(&self) -> Needs {
         Needs::Nothing
     }
