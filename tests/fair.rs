@@ -171,7 +171,9 @@ async fn large_calls_get_no_more_than_small_ones() {
             move |tenant: KeyRef<'_>| NonZeroU32::new(weights[usize::from(tenant == KeyRef::Number(1))]).unwrap();
         let bucket = TokenBucket::per_second(2000).burst(1000);
         let policy = gated(&Fair::by("tenant", bucket).weights(weigh).build().unwrap());
-        let end = tokio::time::Instant::now() + ms(100_000);
+        // What lies in the bucket goes to a third.
+        policy.call().key("tenant", 9_u64).cost(1000).run(async || Ok::<_, ()>(())).await.unwrap();
+        let end = tokio::time::Instant::now() + ms(40_000);
         let own = |tenant: u64| {
             let place = tenant as usize;
             loop_until(policy.clone(), tenant, costs[place], callers[place], end, Duration::ZERO)
@@ -180,7 +182,7 @@ async fn large_calls_get_no_more_than_small_ones() {
         let share = one as f64 / (one + two) as f64;
         let fair = f64::from(weights[0]) / f64::from(weights[0] + weights[1]);
         assert!((share / fair - 1.0).abs() <= 0.05, "{costs:?} {weights:?}: {one} and {two}");
-        assert!(one + two >= 198_000, "and nothing is left over: {one} and {two}");
+        assert!(one + two >= 79_000, "and nothing is left over: {one} and {two}");
     }
 }
 

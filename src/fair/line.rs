@@ -256,7 +256,7 @@ mod tests {
                 (0..outstanding[key]).for_each(|_| push(&mut line, key));
             }
             let mut got = [0_u64; 2];
-            for _ in 0..20_000 {
+            for _ in 0..3000 {
                 let key = (next(&mut line, |number| u64::from(number % 2)).unwrap() % 2) as usize;
                 got[key] += u64::from(costs[key]);
                 push(&mut line, key);
