@@ -267,16 +267,28 @@ impl Machine {
     /// A probe comes back: with what it says about the peer, or with nothing.
     ///
     /// A slow answer counts for the slow rate, whether it is good or not, and a failure for the failure rate. The circuit
-    /// closes as soon as the probes that are still to come could reach neither.
+    /// closes as soon as the probes that are still to come could reach neither. A probe that was never sent is no lost
+    /// answer, however late it comes back.
     pub(super) fn report(&mut self, admission: Admission, sample: Option<Sample>, now: Moment) {
-        self.tick(now);
-        if admission.generation != self.generation {
-            return;
+        if sample.is_some() {
+            self.tick(now);
         }
+        if let (true, Phase::HalfOpen(half)) = (admission.generation == self.generation, &mut self.phase) {
+            if let Some(place) = half.probes.iter().position(|probe| probe.id == admission.probe) {
+                half.probes.swap_remove(place);
+                if let Some(sample) = sample {
+                    self.learn(sample, now);
+                }
+            }
+        }
+        if sample.is_none() {
+            self.tick(now);
+        }
+    }
+
+    /// One more probe was answered.
+    fn learn(&mut self, sample: Sample, now: Moment) {
         let Phase::HalfOpen(half) = &mut self.phase else { return };
-        let Some(place) = half.probes.iter().position(|probe| probe.id == admission.probe) else { return };
-        half.probes.swap_remove(place);
-        let Some(sample) = sample else { return };
         half.good += u32::from(sample.good);
         half.bad += u32::from(!sample.good);
         half.slow += u32::from(sample.slow);
@@ -391,6 +403,15 @@ mod tests {
         }
         assert_eq!(machine.state(), State::HalfOpen);
         assert!(machine.admit(Moment::at(now)).is_ok());
+    }
+
+    /// It waited in a queue further in until its caller gave up: the peer never heard of it.
+    #[test]
+    fn a_probe_that_was_never_sent_is_no_lost_answer_however_late_it_comes_back() {
+        let (mut machine, now) = half_open(settings());
+        let queued = machine.admit(Moment::at(now)).unwrap();
+        machine.report(queued, None, Moment::at(now + 31 * S));
+        assert_eq!(machine.state(), State::HalfOpen);
     }
 
     /// C3: the place of a probe that hangs comes back by its lease, and its late verdict moves nothing.

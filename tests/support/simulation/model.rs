@@ -40,6 +40,8 @@ pub struct Known {
     pub drained: Vec<(usize, bool)>,
     /// Operations that are there, and all that ended badly or were cut.
     pub alive: usize,
+    /// Who is inside of the breaker, in a queue or at the peer.
+    pub inside: usize,
     pub bad: u64,
     /// The same when the breaker became half open.
     pub half_open: Option<u64>,
@@ -54,6 +56,7 @@ pub struct Call {
     pub ends: Option<Instant>,
     pub sources: Vec<usize>,
     pub drain: bool,
+    pub shielded: bool,
     /// It goes through the policy.
     pub under: bool,
     pub began: usize,
@@ -134,6 +137,7 @@ impl Model {
 
     /// A gate lets the call in.
     pub fn entered(&self) {
+        self.know().inside += 1;
         if let Some(call) = CURRENT.get() {
             let mut known = self.know();
             let call = &mut known.calls[call];
@@ -143,6 +147,7 @@ impl Model {
 
     /// A gate is told how it went: it must be what the peer did.
     pub fn left(&self, outcome: Outcome) {
+        self.know().inside -= 1;
         let Some(number) = CURRENT.get() else { return };
         let mut known = self.know();
         let call = &known.calls[number];
@@ -181,6 +186,8 @@ impl Model {
             match first {
                 _ if in_scope => {}
                 Some((_, first)) if first == *reason => {}
+                // What is shielded goes on, and ends with what ends it, if nobody has looked.
+                Some(_) if of.shielded && of.drain && *reason == CancelReason::Shutdown => {}
                 // The drain began to cancel in this event.
                 None if of.drain && *reason == CancelReason::Shutdown => {}
                 first => faults.push(format!("not the first reason: {reason:?} for {first:?}")),
@@ -198,7 +205,7 @@ impl Model {
     /// The breaker opens again: somebody must have done something bad, or be about to.
     pub fn reopened(&self) {
         let mut known = self.know();
-        if known.half_open.is_some_and(|bad| bad == known.bad) && known.alive == 0 {
+        if known.half_open.is_some_and(|bad| bad == known.bad) && known.inside == 0 {
             known.faults.push("the breaker opens for nothing: all that was asked answered well".into());
         }
     }
