@@ -18,12 +18,13 @@ use simulation::Reached;
 const SEEDS: u64 = 2000;
 
 /// Each must be taken somewhere, or the run proves less than it seems to.
-const BRANCHES: [&str; 8] = [
+const BRANCHES: [&str; 9] = [
+    "a late poll",
     "a call from another clock",
     "a scope ends",
     "a source is cancelled",
     "an early end is told",
-    "the breaker is asked",
+    "an operation panics",
     "the breaker is half open",
     "the drain closes on calls",
     "the drain is opened again",

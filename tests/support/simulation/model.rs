@@ -2,9 +2,13 @@
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use resile::{CancelReason, Error, Limit, Outcome, Verdict, Why};
 use tokio::time::Instant;
+
+/// How long a breaker waits for a probe.
+pub const LEASE: Duration = Duration::from_secs(30);
 
 thread_local! {
     /// Who is being polled or dropped.
@@ -23,6 +27,10 @@ pub fn in_name_of<R>(call: usize, what: impl FnOnce() -> R) -> R {
     what()
 }
 
+/// The error of an operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Down;
+
 /// Everything that is known, shared by all who tell.
 #[derive(Clone, Default)]
 pub struct Model(Arc<Mutex<Known>>);
@@ -34,6 +42,10 @@ pub struct Known {
     pub calls: Vec<Call>,
     /// The first cancellation of each source: when, and why.
     pub cancelled: Vec<Option<(usize, CancelReason)>>,
+    /// In which order they came.
+    pub orders: Vec<usize>,
+    /// Whether there is a pause between two attempts.
+    pub pauses: bool,
     /// When it was after each event.
     pub instants: Vec<Instant>,
     /// When the drain began to cancel, each time, and whether it was opened again.
@@ -46,6 +58,7 @@ pub struct Known {
     /// The same when the breaker became half open.
     pub half_open: Option<u64>,
     pub half_opened: usize,
+    pub panics: usize,
     pub faults: Vec<String>,
 }
 
@@ -62,7 +75,8 @@ pub struct Call {
     pub began: usize,
     pub alive: usize,
     pub made: u32,
-    /// How many operations had been made when it was let in.
+    /// When it was let in, and how many operations had been made by then.
+    pub entered: Option<Instant>,
     pub made_before: u32,
     pub well: u32,
     pub reports: Vec<Why>,
@@ -104,7 +118,13 @@ impl Model {
             known.calls[call].ends.and_then(|ends| now.checked_duration_since(ends)).filter(|late| !late.is_zero())
         {
             let attempt = known.calls[call].made;
-            known.faults.push(format!("begins after its deadline: attempt {attempt} of call {call}, by {late:?}"));
+            let after = match (attempt, known.pauses) {
+                (1, _) => "its queue",
+                (_, true) => "a pause",
+                _ => "another attempt",
+            };
+            let fault = format!("begins too late after {after}: attempt {attempt} of call {call}, by {late:?}");
+            known.faults.push(fault);
         }
     }
 
@@ -115,11 +135,11 @@ impl Model {
     }
 
     /// An operation is gone, which ended well or not.
-    pub fn gone(&self, call: usize, well: bool, lost: bool) {
+    pub fn gone(&self, call: usize, well: bool) {
         let mut known = self.know();
         known.calls[call].alive -= 1;
         known.alive -= 1;
-        known.bad += u64::from(!well || lost);
+        known.bad += u64::from(!well);
         known.calls[call].well += u32::from(well);
     }
 
@@ -132,7 +152,10 @@ impl Model {
     pub fn cancelled(&self, source: usize, reason: CancelReason) {
         let mut known = self.know();
         let event = known.event;
-        known.cancelled[source].get_or_insert((event, reason));
+        if known.cancelled[source].is_none() {
+            known.cancelled[source] = Some((event, reason));
+            known.orders.push(source);
+        }
     }
 
     /// A gate lets the call in.
@@ -141,13 +164,21 @@ impl Model {
         if let Some(call) = CURRENT.get() {
             let mut known = self.know();
             let call = &mut known.calls[call];
-            (call.made_before, call.well) = (call.made, 0);
+            (call.made_before, call.well, call.entered) = (call.made, 0, Some(Instant::now()));
         }
+    }
+
+    fn entered_at(&self) -> Option<Instant> {
+        CURRENT.get().and_then(|call| self.know().calls[call].entered)
     }
 
     /// A gate is told how it went: it must be what the peer did.
     pub fn left(&self, outcome: Outcome) {
         self.know().inside -= 1;
+        // A breaker takes a probe that is away for longer than its lease for lost.
+        if self.entered_at().is_none_or(|at| at.elapsed() >= LEASE) {
+            self.know().bad += 1;
+        }
         let Some(number) = CURRENT.get() else { return };
         let mut known = self.know();
         let call = &known.calls[number];
@@ -165,9 +196,9 @@ impl Model {
     }
 
     /// A call has ended with an error: it must be about what came first. What cancels a scope is not known here.
-    pub fn ended(&self, call: usize, error: &Error<&'static str>, in_scope: bool) -> Ended {
+    pub fn ended(&self, call: usize, error: &Error<Down>, in_scope: bool) -> Ended {
         let mut known = self.know();
-        let Known { calls, cancelled, drained, faults, .. } = &mut *known;
+        let Known { event, calls, cancelled, orders, drained, faults, .. } = &mut *known;
         let of = &calls[call];
         let told = match (error.cancel_reason(), error.limit()) {
             (Some(reason), _) => Some(Why::Cancelled(reason.clone())),
@@ -180,7 +211,8 @@ impl Model {
             }
         }
         if let Some(reason) = error.cancel_reason() {
-            let sources = of.sources.iter().filter_map(|source| cancelled[*source].clone());
+            let mine = orders.iter().filter(|source| of.sources.contains(source));
+            let sources = mine.filter_map(|source| cancelled[*source].clone());
             let drain = drained.iter().find(|(at, _)| of.drain && *at >= of.began);
             let first = sources.chain(drain.map(|(at, _)| (*at, CancelReason::Shutdown))).min_by_key(|(at, _)| *at);
             match first {
@@ -188,8 +220,11 @@ impl Model {
                 Some((_, first)) if first == *reason => {}
                 // What is shielded goes on, and ends with what ends it, if nobody has looked.
                 Some(_) if of.shielded && of.drain && *reason == CancelReason::Shutdown => {}
-                // The drain began to cancel in this event.
-                None if of.drain && *reason == CancelReason::Shutdown => {}
+                // The drain began to cancel in the same event, perhaps in this one.
+                first
+                    if of.drain
+                        && *reason == CancelReason::Shutdown
+                        && first.as_ref().is_none_or(|(at, _)| *at == drain.map_or(*event, |(at, _)| *at)) => {}
                 first => faults.push(format!("not the first reason: {reason:?} for {first:?}")),
             }
         }

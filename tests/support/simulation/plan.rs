@@ -36,6 +36,8 @@ pub enum Act {
     /// Takes the time in its first poll, as a computation does.
     BlocksAndFails(Duration),
     Hangs,
+    /// Hangs, and when it is dropped it cancels a source.
+    HangsAndCancels(usize),
     PanicsInClosure,
     PanicsInPoll,
     /// Spends the cooperative budget of its task, again and again.
@@ -167,7 +169,8 @@ fn act(rng: &mut SmallRng) -> Act {
         7..12 => Act::GoodAfter(time),
         12..14 => Act::BadAfter(time),
         14 => Act::BlocksAndFails(time),
-        15..18 => Act::Hangs,
+        15..17 => Act::Hangs,
+        17 => Act::HangsAndCancels(rng.random_range(0..SOURCES)),
         18 => one_of(rng, &[Act::PanicsInClosure, Act::PanicsInPoll]),
         _ => Act::Spends,
     }

@@ -21,7 +21,7 @@ use super::super::support::ms;
 use super::super::support::script::Boom;
 use super::super::support::watch::Spy;
 use super::Reached;
-use super::model::{Call, Ended, Model, in_name_of};
+use super::model::{Call, Down, Ended, Model, in_name_of};
 use super::plan::{Act, Caller, Event, Kind, SOURCES, World};
 
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -31,7 +31,6 @@ type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct Stack {
     policy: Policy,
     semaphore: Semaphore,
-    breaker: CircuitBreaker,
     bucket: TokenBucket,
     keyed: Keyed<Semaphore>,
     drain: Drain,
@@ -138,9 +137,10 @@ fn build(world: &World, model: &Model, journal: &Journal) -> Stack {
     let told = model.clone();
     let policy = policy.on_early_end(move |end| told.reported(end.why())).build().unwrap();
     let sources = (0..SOURCES).map(|_| Cancel::new()).collect();
+    model.know().pauses = world.retry.is_some_and(|(pause, _)| !pause.is_zero());
     let (release, scopes) = (Cancel::new(), Arc::default());
     let (world, model) = (world.clone(), model.clone());
-    Stack { policy, semaphore, breaker, bucket, keyed, drain, spy, world, sources, release, model, scopes }
+    Stack { policy, semaphore, bucket, keyed, drain, spy, world, sources, release, model, scopes }
 }
 
 /// A gate that checks what it hears.
@@ -162,17 +162,31 @@ impl Gate for Ear {
     }
 }
 
+/// Why a source cancels.
+fn reason_of(source: usize) -> CancelReason {
+    match source {
+        0 => CancelReason::ClientGone,
+        1 => CancelReason::Superseded,
+        _ => CancelReason::Custom("own".into()),
+    }
+}
+
 /// An operation is there.
 struct Alive {
     model: Model,
     call: usize,
     well: bool,
-    lost: bool,
+    /// What its drop cancels.
+    cancels: Option<(usize, Cancel)>,
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.model.gone(self.call, self.well, self.lost);
+        self.model.gone(self.call, self.well);
+        if let Some((source, cancel)) = self.cancels.take() {
+            self.model.cancelled(source, reason_of(source));
+            cancel.cancel_with(reason_of(source));
+        }
     }
 }
 
@@ -183,10 +197,17 @@ fn block(time: Duration) {
 
 impl Stack {
     /// Makes an operation.
-    fn operate(&self, call: usize, act: Act) -> impl Future<Output = Result<u32, &'static str>> + Send + use<> {
+    fn operate(&self, call: usize, act: Act) -> impl Future<Output = Result<u32, Down>> + Send + use<> {
         self.model.made(call);
         self.model.began(call);
-        let alive = Alive { model: self.model.clone(), call, well: false, lost: false };
+        let cancels = match act {
+            Act::HangsAndCancels(source) => Some((source, self.sources[source].clone())),
+            _ => None,
+        };
+        let alive = Alive { model: self.model.clone(), call, well: false, cancels };
+        if matches!(act, Act::PanicsInClosure | Act::PanicsInPoll) {
+            self.model.know().panics += 1;
+        }
         if act == Act::PanicsInClosure {
             resume_unwind(Box::new(Boom));
         }
@@ -194,20 +215,19 @@ impl Stack {
         async move {
             // As a whole, since dropping it tells.
             let mut alive = alive;
-            let began = Instant::now();
             match act {
                 Act::Good | Act::PanicsInClosure => {}
-                Act::Bad => return Err("down"),
+                Act::Bad => return Err(Down),
                 Act::GoodAfter(time) => sleep(time).await,
                 Act::BadAfter(time) => {
                     sleep(time).await;
-                    return Err("down");
+                    return Err(Down);
                 }
                 Act::BlocksAndFails(time) => {
                     block(time);
-                    return Err("down");
+                    return Err(Down);
                 }
-                Act::Hangs => {
+                Act::Hangs | Act::HangsAndCancels(_) => {
                     release.cancelled().await;
                 }
                 Act::PanicsInPoll => resume_unwind(Box::new(Boom)),
@@ -218,8 +238,6 @@ impl Stack {
                 }
             }
             alive.well = true;
-            // A breaker's probe that takes longer than its lease counts as lost.
-            alive.lost = began.elapsed() >= ms(60_000);
             Ok(1)
         }
     }
@@ -312,7 +330,7 @@ impl Stack {
     /// A scope of children that make calls under the policy, or do without. It is made, and its deadline begins, in the
     /// first poll.
     async fn scope(self, who: Caller, within: Option<Instant>, children: usize, under_policy: bool, keep_going: bool) {
-        let mut scope = Scope::<u32, &'static str>::new();
+        let mut scope = Scope::<u32, Down>::new();
         let mut ends = within;
         if let Some(deadline) = who.deadline {
             let deadline = Instant::now() + deadline;
@@ -358,7 +376,7 @@ impl Stack {
                     Ended::Cut if !by_drain => Child::Cut,
                     Ended::Badly | Ended::Cut => Child::Badly,
                 });
-                if end == Ended::Well { Ok(1) } else { Err("cut or down") }
+                if end == Ended::Well { Ok(1) } else { Err(Down) }
             });
         }
         let end = scope.wait().await;
@@ -543,6 +561,9 @@ impl Run<'_> {
             Event::Advance(time) => self.clock.advance(*time),
             Event::Poll(which) if !self.live.is_empty() => {
                 let which = which % self.live.len();
+                if self.live[which].lazy && self.live[which].flag.woken() {
+                    self.reach("a late poll");
+                }
                 let entered = self.clock.enter();
                 let done = poll(&mut self.live[which]);
                 if done {
@@ -556,9 +577,7 @@ impl Run<'_> {
             }
             Event::Poll(_) | Event::Drop(_) => {}
             Event::Cancel(source) => {
-                let reason = [CancelReason::ClientGone, CancelReason::Superseded, CancelReason::Custom("own".into())]
-                    [*source]
-                    .clone();
+                let reason = reason_of(*source);
                 self.stack.model.cancelled(*source, reason.clone());
                 if self.stack.sources[*source].cancel_with(reason) {
                     self.reach("a source is cancelled");
@@ -726,14 +745,14 @@ pub fn run(world: &World, events: &[Event], reached: &mut Reached) -> Result<(),
         run.stack.model.know().event = events.len() + 1;
         result = run.end();
     }
-    let (half_opened, reports) = {
+    let (half_opened, panics, reports) = {
         let known = run.stack.model.know();
-        (known.half_opened, known.calls.iter().map(|call| call.reports.len()).sum())
+        (known.half_opened, known.panics, known.calls.iter().map(|call| call.reports.len()).sum())
     };
     let branches = [
         ("a scope ends", run.stack.scopes.lock().unwrap().iter().filter(|scope| scope.done).count()),
-        ("the breaker is asked", usize::from(run.stack.breaker.counts().calls > 0)),
         ("the breaker is half open", half_opened),
+        ("an operation panics", panics),
         ("an early end is told", reports),
     ];
     for (branch, count) in branches {
