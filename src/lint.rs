@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::call::Call;
+use crate::internal::queue::DEFAULT_MAX_QUEUE;
 use crate::step::{Kind, Step};
 
 /// Something unusual about a policy; from [`Policy::lint`](crate::Policy::lint).
@@ -52,6 +54,16 @@ pub enum Lint {
     GateOutsideRetry,
     /// The limit of one attempt stands outside of a gate at which attempts can wait.
     AttemptLimitOutsideQueue,
+    /// The attempts of a retry, if each takes as long as it may, take longer than the call.
+    AttemptsOutlastCall,
+    /// Who is last in a queue of this length waits longer than the call may last. The default length, which is a bound of
+    /// memory, is not found fault with.
+    QueueOutlastsCall,
+    /// Nobody may wait at a limit.
+    NoQueue,
+    /// A drain stands in a policy for calls that go out: when it closes, the work that is still to be finished can make
+    /// none.
+    DrainOutbound,
     /// No step limits one attempt, so a breaker learns of a hanging peer only from callers who give up.
     BreakerWithoutTimeout,
 }
@@ -112,6 +124,55 @@ impl Layout<'_> {
     }
 }
 
+/// What only the numbers show.
+fn numbers(layout: &Layout<'_>, find: &mut impl FnMut(Lint, Option<usize>, String)) {
+    let limit_outside = |place: usize| layout.timeouts().filter(|(at, _)| *at < place).map(|(_, limit)| limit).min();
+    let limit_inside = |place: usize| layout.timeouts().find(|(at, _)| *at > place).map(|(_, limit)| limit);
+    for place in layout.retries() {
+        let Kind::Retry(plan) = &layout.0[place].0 else { continue };
+        let attempts = plan.retry.attempts();
+        if let (Some(call), Some(attempt)) = (limit_outside(place), limit_inside(place)) {
+            let all = attempt.saturating_mul(attempts);
+            if all > call {
+                let message = format!(
+                    "{attempts} attempts of {attempt:?} take {all:?}, and the call has {call:?}: the last ones are never \
+                     made"
+                );
+                find(Lint::AttemptsOutlastCall, Some(place), message);
+            }
+        }
+    }
+    for place in layout.gates(false) {
+        let Some(gate) = layout.0[place].as_gate() else { continue };
+        let Some(queue) = gate.places() else { continue };
+        if queue == 0 {
+            let message = "nobody may wait here: a burst is refused, however short";
+            find(Lint::NoQueue, Some(place), message.into());
+        }
+        let Some(call) = limit_outside(place).filter(|_| queue != DEFAULT_MAX_QUEUE) else { continue };
+        let probe = Call::alone(1, true);
+        let last = match (&layout.0[place].0, limit_inside(place)) {
+            (Kind::Semaphore(semaphore), Some(attempt)) => {
+                // Rounds of all permits, each as long as an attempt may be.
+                Some(attempt.saturating_mul(queue.div_ceil(semaphore.limit().max(1))))
+            }
+            _ => gate.due(queue.into(), &probe).map(|due| due.since(probe.now())),
+        };
+        if let Some(last) = last.filter(|last| *last > call) {
+            let message = format!("the last of {queue} in this queue may wait {last:?}, and the call has {call:?}");
+            find(Lint::QueueOutlastsCall, Some(place), message);
+        }
+    }
+    let goes_out = layout.retries().chain(layout.gates(true)).next().is_some();
+    for (place, step) in layout.0.iter().enumerate().filter(|_| goes_out) {
+        if matches!(step.0, Kind::Drain(_) | Kind::Part(_)) {
+            let message = "when this drain closes, work that is still being finished can make no more calls: let the \
+                           drain count the requests that come in";
+            find(Lint::DrainOutbound, Some(place), message.into());
+        }
+    }
+}
+
 pub(crate) fn lint(steps: &[Step]) -> Vec<Finding> {
     let layout = Layout(steps);
     let mut findings = Vec::new();
@@ -160,6 +221,7 @@ pub(crate) fn lint(steps: &[Step]) -> Vec<Finding> {
             find(Lint::NestedRetries, Some(place), message.into());
         }
     }
+    numbers(&layout, &mut find);
     for (place, limit) in layout.timeouts() {
         if let Some((_, outer)) = layout.timeouts().find(|(outer, other)| *outer < place && *other <= limit) {
             let message = format!("{limit:?} is not shorter than the {outer:?} outside: it never fires first");

@@ -256,7 +256,7 @@ impl Policy {
     ///     .timeout(Duration::from_secs(1))
     ///     .build()?;
     /// let kinds: Vec<Lint> = policy.lint().iter().map(|finding| finding.lint()).collect();
-    /// assert_eq!(kinds, [Lint::RetryWithoutBudget, Lint::AttemptNotShorter]);
+    /// assert_eq!(kinds, [Lint::RetryWithoutBudget, Lint::AttemptsOutlastCall, Lint::AttemptNotShorter]);
     /// # Ok::<(), resile::ConfigError>(())
     /// ```
     #[must_use]

@@ -147,7 +147,12 @@ async fn loop_until(
     let one = async || {
         while tokio::time::Instant::now() < end {
             let call = policy.call().key("tenant", tenant).cost(cost);
-            let done = call.run(async || Ok::<_, ()>(tokio::time::sleep(holds).await)).await;
+            let done = call
+                .run(async || {
+                    tokio::time::sleep(holds).await;
+                    Ok::<_, ()>(())
+                })
+                .await;
             if done.is_ok() && tokio::time::Instant::now() <= end {
                 got.set(got.get() + u64::from(cost));
             }
@@ -197,7 +202,7 @@ async fn permits_are_shared_whatever_the_calls_cost() {
             loop_until(policy.clone(), tenant, costs[place], callers[place], end, ms(10))
         };
         let (one, two) = tokio::join!(own(0), own(1));
-        let all = (16 * 6000) as f64;
+        let all = 16.0 * 6000.0;
         assert!((one + two) as f64 >= 0.9 * all, "{costs:?}: {one} and {two}");
         // One caller that comes back can hold one call at a time; with more there is always somebody of both.
         if callers[0] > 1 {

@@ -842,3 +842,30 @@ proptest! {
         prop_assert!(told.is_zero() || limiter.try_take(1).is_ok(), "{:?} after {:?}", limiter, told);
     }
 }
+
+/// What had been foreseen for a waiter that is served was kept while others took at once, and told the next ones a time at
+/// which nothing was there.
+#[test]
+fn what_was_foreseen_for_a_waiter_is_forgotten_when_others_take_at_once() {
+    for phase in 0..20 {
+        let clock = Clock::paused();
+        let _entered = clock.enter();
+        let window = SlidingWindow::per_second(3).estimated().build().unwrap();
+        clock.advance(ms(50 * phase));
+        window.try_take(3).unwrap();
+        let mut one = Box::pin(window.acquire_many(1));
+        assert!(Flag::default().poll(one.as_mut()).is_pending());
+        assert!(window.try_take(1).is_err(), "somebody waits");
+        clock.advance(ms(1476));
+        let _ = window.try_take(1);
+        let mut two = Box::pin(window.acquire_many(2));
+        if Flag::default().poll(two.as_mut()).is_ready() {
+            continue;
+        }
+        let start = Instant::now();
+        let told = window.try_take(1).unwrap_err().retry_after().unwrap();
+        clock.block_on(two).unwrap().success();
+        clock.advance((told + ms(2)).saturating_sub(start.elapsed()));
+        assert!(window.try_take(1).is_ok(), "phase {phase}: it came when it was told, after {told:?}");
+    }
+}

@@ -7,6 +7,10 @@ use resile::{
     Policy, PolicyBuilder, Quota, Rate, Retry, RetryBudget, Semaphore, SlidingWindow, TokenBucket,
 };
 
+const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
 const fn secs(count: u64) -> Duration {
     Duration::from_secs(count)
 }
@@ -27,7 +31,7 @@ fn canonical(retry: Retry) -> PolicyBuilder {
         .gate(CircuitBreaker::builder())
         .gate(TokenBucket::per_second(500))
         .gate(Semaphore::permits(64))
-        .timeout(secs(1))
+        .timeout(ms(500))
 }
 
 #[test]
@@ -38,22 +42,9 @@ fn the_canonical_order_has_nothing_unusual() {
 #[test]
 fn parts_of_the_canonical_order_have_nothing_unusual() {
     assert_eq!(found(Policy::named("p").timeout(secs(1))), []);
-    assert_eq!(found(Policy::named("p").timeout(secs(2)).retry(retry()).timeout(secs(1))), []);
+    assert_eq!(found(Policy::named("p").timeout(secs(2)).retry(retry()).timeout(ms(500))), []);
     assert_eq!(found(Policy::named("p").timeout(secs(1)).gate(Semaphore::permits(1))), []);
     assert_eq!(found(Policy::named("p").timeout(secs(2)).gate(CircuitBreaker::builder()).timeout(secs(1))), []);
-}
-
-#[test]
-fn a_drain_may_stand_around_everything() {
-    let retry = retry().on_refusal(OnRefusal::Retry);
-    let inside = |builder: PolicyBuilder| builder.timeout(secs(2)).retry(retry.clone()).timeout(secs(1));
-    let breaker = |builder: PolicyBuilder| builder.timeout(secs(2)).gate(CircuitBreaker::builder()).timeout(secs(1));
-    let drain = Drain::new();
-    let around: [&dyn Fn(PolicyBuilder) -> PolicyBuilder; 2] = [&inside, &breaker];
-    for around in around {
-        assert_eq!(found(around(Policy::named("p").gate(drain.clone()))), []);
-        assert_eq!(found(around(Policy::named("p").gate(drain.part("p")))), []);
-    }
 }
 
 #[test]
@@ -79,13 +70,13 @@ fn a_retry_without_a_limit_on_one_attempt_is_found() {
 fn an_inner_limit_that_is_no_shorter_is_found() {
     for inner in [2, 3] {
         let policy = Policy::named("p").timeout(secs(2)).retry(retry()).timeout(secs(inner));
-        assert_eq!(found(policy), [(Lint::AttemptNotShorter, Some(3))]);
+        assert_eq!(found(policy), [(Lint::AttemptsOutlastCall, Some(2)), (Lint::AttemptNotShorter, Some(3))]);
     }
 }
 
 #[test]
 fn a_breaker_outside_of_a_retry_is_found() {
-    let policy = Policy::named("p").timeout(secs(2)).gate(CircuitBreaker::builder()).retry(retry()).timeout(secs(1));
+    let policy = Policy::named("p").timeout(secs(2)).gate(CircuitBreaker::builder()).retry(retry()).timeout(ms(500));
     assert_eq!(found(policy), [(Lint::BreakerOutsideRetry, Some(2))]);
 }
 
@@ -111,7 +102,7 @@ fn a_breaker_that_stays_open_for_longer_than_its_refusals_are_tried_again_is_fou
             .timeout(secs(2))
             .retry(retry().on_refusal(on_refusal))
             .gate(CircuitBreaker::builder().open_for(secs(open)))
-            .timeout(secs(1))
+            .timeout(ms(500))
     };
     assert_eq!(found(policy(2, OnRefusal::Retry)), [(Lint::OpenOutlastsCall, Some(4))]);
     assert_eq!(found(policy(1, OnRefusal::Retry)), []);
@@ -125,7 +116,7 @@ fn a_breaker_that_stays_open_for_longer_than_its_refusals_are_tried_again_is_fou
 
 #[test]
 fn a_retry_inside_of_another_is_found() {
-    let policy = Policy::named("p").timeout(secs(2)).retry(retry()).retry(retry()).timeout(secs(1));
+    let policy = Policy::named("p").timeout(secs(2)).retry(retry()).retry(retry()).timeout(ms(500));
     assert_eq!(found(policy), [(Lint::NestedRetries, Some(3))]);
 }
 
@@ -201,7 +192,7 @@ fn a_finding_says_where_and_what_will_happen() {
 fn a_policy_is_drawn_on_one_line() {
     assert_eq!(
         canonical(retry()).build().unwrap().to_string(),
-        "users: timeout 2s → retry ×3 exponential 50ms → breaker 50 % of 20 in 10s → bucket 500/s burst 50 → semaphore 64 → timeout 1s"
+        "users: timeout 2s → retry ×3 exponential 50ms → breaker 50 % of 20 in 10s → bucket 500/s burst 50 → semaphore 64 → timeout 500ms"
     );
     assert_eq!(Policy::named("bare").build().unwrap().to_string(), "bare: no steps");
 }
@@ -310,4 +301,47 @@ fn a_policy_has_a_name_and_is_a_cheap_handle() {
     assert_eq!(policy.clone().name(), "users");
     assert_eq!(Policy::named(String::from("at run time")).build().unwrap().name(), "at run time");
     assert_eq!(size_of::<Policy>(), size_of::<usize>());
+}
+
+#[test]
+fn attempts_that_take_longer_than_the_call_are_found() {
+    let policy = |attempt| Policy::named("p").timeout(secs(1)).retry(retry().max_attempts(3)).timeout(attempt);
+    assert_eq!(found(policy(ms(300))), []);
+    assert_eq!(found(policy(ms(400))), [(Lint::AttemptsOutlastCall, Some(2))]);
+    let findings = policy(ms(400)).build().unwrap().lint();
+    let text = "step 2: 3 attempts of 400ms take 1.2s, and the call has 1s: the last ones are never made";
+    assert_eq!(findings[0].to_string(), text);
+}
+
+#[test]
+fn a_queue_that_outlasts_the_call_is_found() {
+    let semaphore =
+        |queue| Policy::named("p").timeout(secs(1)).gate(Semaphore::permits(4).max_queue(queue)).timeout(ms(100));
+    assert_eq!(found(semaphore(40)), []);
+    assert_eq!(found(semaphore(41)), [(Lint::QueueOutlastsCall, Some(2))]);
+    let bucket =
+        |queue| Policy::named("p").timeout(secs(1)).gate(TokenBucket::per_second(100).burst(10).max_queue(queue));
+    assert_eq!(found(bucket(100)), []);
+    assert_eq!(found(bucket(111)), [(Lint::QueueOutlastsCall, Some(2))]);
+    let default = Policy::named("p").timeout(secs(1)).gate(TokenBucket::per_second(1));
+    assert_eq!(found(default), [], "a bound of memory is no plan");
+}
+
+#[test]
+fn a_limit_at_which_nobody_may_wait_is_found() {
+    let policy = Policy::named("p")
+        .timeout(secs(1))
+        .gate(TokenBucket::per_second(100).max_queue(0))
+        .gate(Semaphore::permits(4).max_queue(0));
+    assert_eq!(found(policy), [(Lint::NoQueue, Some(2)), (Lint::NoQueue, Some(3))]);
+}
+
+#[test]
+fn a_drain_around_calls_that_go_out_is_found() {
+    let drain = Drain::new();
+    let inbound = Policy::named("p").gate(drain.clone()).timeout(secs(1)).gate(Semaphore::permits(4));
+    assert_eq!(found(inbound), []);
+    for outbound in [canonical(retry()).gate(drain.clone()), canonical(retry()).gate(drain.part("p"))] {
+        assert_eq!(found(outbound), [(Lint::DrainOutbound, Some(7))]);
+    }
 }

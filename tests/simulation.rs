@@ -15,7 +15,7 @@ use std::thread;
 
 use simulation::Reached;
 
-const SEEDS: u64 = 2000;
+const SEEDS: u64 = 10_000;
 
 /// Each must be taken somewhere, or the run proves less than it seems to.
 const BRANCHES: [&str; 9] = [
@@ -59,10 +59,12 @@ fn whatever_happens_the_stack_keeps_its_promises() {
             }
         }
         let mut all = all.lock().unwrap();
-        reached.into_iter().for_each(|(branch, count)| *all.entry(branch).or_default() += count);
+        for (branch, count) in reached {
+            *all.entry(branch).or_default() += count;
+        }
     };
     thread::scope(|scope| {
-        (0..thread::available_parallelism().map_or(1, usize::from)).for_each(|_| drop(scope.spawn(work)))
+        (0..thread::available_parallelism().map_or(1, usize::from)).for_each(|_| drop(scope.spawn(work)));
     });
     let faults = faults.into_inner().unwrap();
     for (kind, seeds) in &faults {

@@ -486,7 +486,7 @@ impl<E> Error<Error<E>> {
             (Cause::Failed(_), Some(inner)) => {
                 let attempts = if inner.attempts == 0 { attempts.saturating_sub(1) } else { attempts };
                 let policy = inner.policy.clone().or(policy);
-                Error { elapsed, attempts, stop, policy, ..inner }
+                Error { policy, elapsed, attempts, stop, ..inner }
             }
             (cause, inner) => {
                 Error { last: inner.and_then(|inner| inner.last), cause, policy, elapsed, attempts, stop }

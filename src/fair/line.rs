@@ -252,8 +252,8 @@ mod tests {
                 line.push(id(key as u64), weight(weights[key]), 2 * number + key as u32, costs[key]);
                 number += 1;
             };
-            for key in 0..2 {
-                (0..outstanding[key]).for_each(|_| push(&mut line, key));
+            for (key, waiting) in outstanding.into_iter().enumerate() {
+                (0..waiting).for_each(|_| push(&mut line, key));
             }
             let mut got = [0_u64; 2];
             for _ in 0..3000 {

@@ -218,10 +218,10 @@ impl Queue {
     pub(crate) fn status(&self, key: Key) -> Status {
         let first = self.first();
         if let Some(aside) = self.aside.get(&key) {
-            return match aside.recalled {
-                true => Status::Waiting { head: self.first_recalled().is_some_and(|(first, _)| *first == key) },
-                false => Status::Rejected,
-            };
+            if !aside.recalled {
+                return Status::Rejected;
+            }
+            return Status::Waiting { head: self.first_recalled().is_some_and(|(first, _)| *first == key) };
         }
         if key == first && !self.places.is_empty() {
             Status::Waiting { head: self.first_recalled().is_none() }

@@ -17,8 +17,6 @@ use crate::internal::time::Moment;
 /// How often a call starts anew because others changed the table while it had let go of the lock.
 const ROUNDS: u32 = 8;
 
-/// A no without a time to come back.
-
 pub(super) type Assign<G> = Box<dyn Fn(KeyRef<'_>) -> Option<Plan<G>> + Send + Sync>;
 
 pub(super) struct Shared<G> {
@@ -158,15 +156,15 @@ impl<G: PerKey> Shared<G> {
                 continue;
             };
             if G::IN_A_WORD && !shard.has_gate(slot) {
-                let Some(cell) = shard.table.get_mut(slot) else { continue };
-                let no = match cell.version.settings.word_enter(cell.word, cost, now) {
+                let Some(entry) = shard.table.get_mut(slot) else { continue };
+                let no = match entry.version.settings.word_enter(entry.word, cost, now) {
                     WordEntry::In(word) => {
-                        cell.word = word;
+                        entry.word = word;
                         shard.heavy.add(id, key, cost);
                         return Entry::Pass(word_pass(now, cost, number, slot));
                     }
                     WordEntry::Later(due) if call.may_wait() => {
-                        cell.version.settings.word_wait(call, due).map(|reason| self.refusal(reason, due, now))
+                        entry.version.settings.word_wait(call, due).map(|reason| self.refusal(reason, due, now))
                     }
                     no => Some(self.refusal_of(no, now)),
                 };

@@ -6,12 +6,13 @@
 //! share an id has a chance of 2^-56, and nobody outside can look for such a pair.
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::IpAddr;
 
 use crate::call::Key;
 use crate::internal::rng::{entropy, mix};
 
-/// A borrowed [`Key`]: a number or a text.
+/// A borrowed [`Key`]: a number, an address or a text.
 ///
 /// What takes a key takes it as this, so that asking about a text copies nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +22,10 @@ pub enum KeyRef<'a> {
     Number(u64),
     /// A text.
     Text(&'a str),
+    /// A number of 128 bits that needs more than 64, high half first.
+    Wide([u64; 2]),
+    /// An address.
+    Ip(IpAddr),
 }
 
 impl KeyRef<'_> {
@@ -30,6 +35,8 @@ impl KeyRef<'_> {
         match self {
             Self::Number(number) => Key::Number(number),
             Self::Text(text) => Key::from(text),
+            Self::Wide(halves) => Key::Wide(halves),
+            Self::Ip(address) => Key::Ip(address),
         }
     }
 }
@@ -39,6 +46,8 @@ impl fmt::Display for KeyRef<'_> {
         match self {
             Self::Number(number) => fmt::Display::fmt(number, f),
             Self::Text(text) => fmt::Display::fmt(text, f),
+            Self::Wide([high, low]) => fmt::Display::fmt(&(u128::from(*high) << 64 | u128::from(*low)), f),
+            Self::Ip(address) => fmt::Display::fmt(address, f),
         }
     }
 }
@@ -52,6 +61,29 @@ impl From<u64> for KeyRef<'_> {
 impl From<u32> for KeyRef<'_> {
     fn from(number: u32) -> Self {
         Self::Number(number.into())
+    }
+}
+
+impl From<usize> for KeyRef<'_> {
+    fn from(number: usize) -> Self {
+        Self::Number(number as u64)
+    }
+}
+
+/// A number that fits in 64 bits is the same key as that.
+impl From<u128> for KeyRef<'_> {
+    fn from(number: u128) -> Self {
+        match (number >> 64) as u64 {
+            0 => Self::Number(number as u64),
+            high => Self::Wide([high, number as u64]),
+        }
+    }
+}
+
+/// An address of IPv4 that is written as IPv6 is the same key.
+impl From<IpAddr> for KeyRef<'_> {
+    fn from(address: IpAddr) -> Self {
+        Self::Ip(address.to_canonical())
     }
 }
 
@@ -73,6 +105,8 @@ impl<'a> From<&'a Key> for KeyRef<'a> {
         match key {
             Key::Number(number) => Self::Number(*number),
             Key::Text(text) => Self::Text(text),
+            Key::Wide(halves) => Self::Wide(*halves),
+            Key::Ip(address) => Self::Ip(address.to_canonical()),
         }
     }
 }
@@ -84,7 +118,7 @@ pub(crate) struct Id {
     pub(crate) rest: u32,
 }
 
-/// The rest of a number, whose place says all; a text has another bit set.
+/// The rest of a number, whose place says all; what is hashed has another bit set.
 const NUMBER: u32 = 0;
 const TEXT: u32 = 1;
 
@@ -106,11 +140,17 @@ impl Secret {
                 let [a, b, c] = self.numbers;
                 Id { place: mix(mix(number ^ a) ^ b) ^ c, rest: NUMBER }
             }
-            KeyRef::Text(text) => {
-                let [place, rest] = &self.texts;
-                Id { place: place.hash_one(text), rest: rest.hash_one(text) as u32 | TEXT }
-            }
+            KeyRef::Text(text) => self.hash(text),
+            KeyRef::Wide(halves) => self.hash(halves),
+            KeyRef::Ip(address) => self.hash(address),
         }
+    }
+}
+
+impl Secret {
+    fn hash(&self, key: impl Hash + Copy) -> Id {
+        let [place, rest] = &self.texts;
+        Id { place: place.hash_one(key), rest: rest.hash_one(key) as u32 | TEXT }
     }
 }
 

@@ -116,7 +116,6 @@ use crate::call::Call;
 use crate::error::{Reason, Refusal};
 use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Ticket};
 use crate::internal::sync::Relaxed;
-use crate::rate::TokenBucket;
 use enter::{Shared, Who};
 use shard::Shard;
 
@@ -124,6 +123,7 @@ pub use builder::{DEFAULT_CAPACITY, KeyedBuilder, MOST_KEYS};
 pub use id::KeyRef;
 pub(crate) use id::{Id, Secret};
 pub use one_key::OneKey;
+use per_key::Limiter;
 pub use per_key::PerKey;
 #[doc(hidden)]
 pub use per_key::WordEntry;
@@ -306,12 +306,25 @@ impl<G: PerKey> Keyed<G> {
     }
 }
 
-impl Keyed<TokenBucket> {
-    /// Takes so many tokens of a key if they are there and nobody waits; else changes nothing.
+impl<G: Limiter> Keyed<G> {
+    /// Takes so many tokens of a key if they are there and nobody waits; else changes nothing. Of any limiter: of a
+    /// window or a quota it is places that are taken.
     ///
     /// # Errors
     ///
-    /// As [`TokenBucket::try_take`]; and [`Reason::KeySpaceFull`].
+    /// As [`TokenBucket::try_take`](crate::TokenBucket::try_take); and [`Reason::KeySpaceFull`].
+    ///
+    /// ```
+    /// # use resile::{Keyed, Quota};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let plans = Keyed::by("client", Quota::per_day(10)).build()?;
+    /// let client: std::net::IpAddr = "192.0.2.7".parse()?;
+    /// plans.try_take(client, 7)?;
+    /// assert!(plans.try_take(client, 7).is_err());
+    /// plans.try_take(client, 3)?;
+    /// # Ok(()) }
+    /// ```
     pub fn try_take<'a>(&self, key: impl Into<KeyRef<'a>>, tokens: u32) -> Result<(), Refusal> {
         let key = key.into();
         self.try_take_at(Who { id: self.0.secret.id(key), key }, &Call::alone(tokens, false))

@@ -5,11 +5,10 @@ use std::task::Context;
 
 use super::enter::Who;
 use super::id::{Id, KeyRef};
-use super::{Keyed, PerKey};
+use super::{Keyed, Limiter, PerKey};
 use crate::call::Call;
 use crate::error::Refusal;
 use crate::gate::{Acquire, Entry, Gate, Guard, Needs, Outcome, Pass, Ticket};
-use crate::rate::TokenBucket;
 
 /// The gate of one key; from [`Keyed::of`].
 pub struct OneKey<G: PerKey> {
@@ -51,17 +50,72 @@ impl<G: PerKey> OneKey<G> {
         Guard::try_acquire(self.clone())
     }
 
+    /// Waits for a pass that costs so much: permits, tokens or places of a window.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
+    ///
+    /// ```
+    /// # use resile::{Keyed, Semaphore};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let acme = Keyed::by("tenant", Semaphore::permits(4)).build()?.of("acme");
+    /// let three = acme.acquire_many(3).await?;
+    /// assert!(acme.try_acquire_many(2).is_err());
+    /// drop(three);
+    /// assert!(acme.try_acquire_many(2).is_ok());
+    /// # Ok(()) }
+    /// ```
+    pub fn acquire_many(&self, cost: u32) -> Acquire {
+        Guard::enter(self.clone(), cost)
+    }
+
+    /// Takes a pass that costs so much if that needs no waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
+    ///
+    /// ```
+    /// # use resile::{Keyed, LeakyBucket};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let acme = Keyed::by("tenant", LeakyBucket::per_second(10)).build()?.of("acme");
+    /// let _large = acme.try_acquire_many(3)?;
+    /// let wait = acme.try_acquire_many(1).unwrap_err().retry_after().unwrap();
+    /// assert_eq!(wait, std::time::Duration::from_millis(300));
+    /// # Ok(()) }
+    /// ```
+    pub fn try_acquire_many(&self, cost: u32) -> Result<Guard, Refusal> {
+        Guard::try_enter(self.clone(), cost)
+    }
+
     fn who(&self) -> Who<'_> {
         Who { id: self.id, key: KeyRef::from(&self.key) }
     }
 }
 
-impl OneKey<TokenBucket> {
+impl<G: Limiter> OneKey<G> {
     /// Takes so many tokens; see [`Keyed::try_take`].
     ///
     /// # Errors
     ///
     /// As there.
+    ///
+    /// ```
+    /// # use resile::{Keyed, SlidingWindow};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let acme = Keyed::by("tenant", SlidingWindow::per_minute(10)).build()?.of("acme");
+    /// acme.try_take(10)?;
+    /// assert!(acme.try_take(1).is_err());
+    /// # Ok(()) }
+    /// ```
     pub fn try_take(&self, tokens: u32) -> Result<(), Refusal> {
         self.keyed.try_take_at(self.who(), &Call::alone(tokens, false))
     }

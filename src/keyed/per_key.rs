@@ -4,6 +4,7 @@ use crate::call::Call;
 use crate::error::Reason;
 use crate::gate::{Gate, Needs};
 use crate::internal::time::Moment;
+use crate::rate::{LeakyBucket, Quota, SlidingWindow, TokenBucket};
 
 /// What a gate whose state is a word says to a call.
 #[doc(hidden)]
@@ -140,3 +141,11 @@ pub trait PerKey: Gate + Sized {
         None
     }
 }
+
+/// A gate whose passes are spent, not held: the limiters of this crate.
+pub trait Limiter: PerKey {}
+
+impl Limiter for TokenBucket {}
+impl Limiter for LeakyBucket {}
+impl Limiter for SlidingWindow {}
+impl Limiter for Quota {}

@@ -9,6 +9,8 @@
 //! `sqrt(gap * count)` either way, and no bias: the units of all calls lie on one line, from which every unit is drawn
 //! with the same chance.
 
+use std::net::IpAddr;
+
 use super::id::{Id, KeyRef};
 use crate::call::Key;
 use crate::internal::rng::{entropy, mix};
@@ -20,6 +22,8 @@ const SHOWN: usize = 46;
 #[derive(Clone, Copy, Debug)]
 enum Shown {
     Number(u64),
+    Wide([u64; 2]),
+    Ip(IpAddr),
     Text { bytes: [u8; SHOWN], len: u8 },
 }
 
@@ -27,6 +31,8 @@ impl Shown {
     fn of(key: KeyRef<'_>) -> Self {
         match key {
             KeyRef::Number(number) => Self::Number(number),
+            KeyRef::Wide(halves) => Self::Wide(halves),
+            KeyRef::Ip(address) => Self::Ip(address),
             KeyRef::Text(text) => {
                 let len = (0..=text.len().min(SHOWN)).rev().find(|len| text.is_char_boundary(*len)).unwrap_or(0);
                 let mut bytes = [0; SHOWN];
@@ -39,6 +45,8 @@ impl Shown {
     fn to_key(self) -> Key {
         match self {
             Self::Number(number) => Key::Number(number),
+            Self::Wide(halves) => Key::Wide(halves),
+            Self::Ip(address) => Key::Ip(address),
             Self::Text { bytes, len } => Key::from(String::from_utf8_lossy(&bytes[..len.into()]).into_owned()),
         }
     }

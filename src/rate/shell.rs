@@ -297,16 +297,16 @@ impl<M: Meter> Shell<M> {
         let (wakers, _) = self.serve(&mut waiting, now);
         let entry = match self.take_in_turn(&mut waiting, now, cost) {
             Ok(Take::Now(taken)) => Ok(taken),
-            Ok(Take::At(due)) => match self.why_not_wait(call, due, waiting.queue.len()) {
-                Some(reason) => Err((reason, due)),
-                None => {
+            Ok(Take::At(due)) => {
+                let Some(reason) = self.why_not_wait(call, due, waiting.queue.len()) else {
                     let ticket = self.queue_up(&mut waiting, call, due);
                     drop(waiting);
                     // Nothing is held, so a waker that panics loses nothing but the place, which nobody keeps.
                     wakers.wake();
                     return Entry::Wait(ticket, Some(due));
-                }
-            },
+                };
+                Err((reason, due))
+            }
             Err(never) => Err((never, now)),
         };
         drop(waiting);
@@ -401,6 +401,8 @@ impl<M: Meter> Shell<M> {
         } else if cost > limit {
             Err(Reason::CostAboveLimit { cost, limit })
         } else if queue.is_empty() {
+            // What was foreseen for those who waited knows nothing of this one.
+            self.meter.disturbed(locked);
             Ok(self.meter.take(locked, now, cost))
         } else {
             Ok(Take::At(self.meter.due(locked, queue, now, cost)))
@@ -412,7 +414,7 @@ impl<M: Meter> Shell<M> {
         if due > now && due < Moment::NEVER { refusal.after(due.since(now)) } else { refusal }
     }
 
-    pub(super) fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+    pub(super) fn poll_wait(&self, ticket: &Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
         let [bits, told] = ticket.words();
         let (key, told) = (Key::from_bits(bits), Moment::from_nanos(told));
         let waker = cx.waker().clone();
@@ -753,7 +755,7 @@ macro_rules! limiter {
                 call: &crate::call::Call,
                 cx: &mut std::task::Context<'_>,
             ) -> crate::gate::Entry {
-                self.0.poll_wait(ticket, call, cx)
+                self.0.poll_wait(&ticket, call, cx)
             }
 
             fn abandon(&self, ticket: crate::gate::Ticket) {

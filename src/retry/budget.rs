@@ -129,7 +129,7 @@ impl RatioBuilder {
             reserve: u128::from(self.reserve) * u128::from(nanos(self.expiry)) / 1_000,
             slice: nanos(self.expiry) / SLICES as u64,
             calls: Window::new(self.expiry),
-            spent: Mutex::new(Spent { slices: [0; SLICES], newest: 0 }),
+            spent: Mutex::new(Spent { slices: [0; SLICES], newest: 0, left: None }),
         }))))
     }
 }
@@ -288,11 +288,25 @@ struct Ratio {
 struct Spent {
     slices: [u32; SLICES],
     newest: u64,
+    /// Where the clock of another runtime was left, if that was further ahead than all slices.
+    left: Option<u64>,
 }
 
 impl Spent {
-    /// Drops the slices that time has passed by. A clock that goes back changes nothing.
+    /// Drops the slices that time has passed by. A clock that goes back changes nothing, unless it is one of another
+    /// runtime that was further ahead than all slices: then what was spent counts as spent now, and expires from now on.
+    /// The same on the way forth to where that clock was left.
     fn advance(&mut self, to: u64) {
+        let span = SLICES as u64;
+        let back = self.newest >= to.saturating_add(span);
+        let forth = to >= self.newest.saturating_add(span) && self.left.is_some_and(|left| to.abs_diff(left) < span);
+        if back || forth {
+            let total = u32::try_from(self.total()).unwrap_or(u32::MAX);
+            self.slices = [0; SLICES];
+            self.slices[to as usize % SLICES] = total;
+            self.left = Some(self.newest);
+            self.newest = to;
+        }
         let gone = to.saturating_sub(self.newest).min(SLICES as u64);
         for age in 0..gone {
             self.slices[to.wrapping_sub(age) as usize % SLICES] = 0;
@@ -386,6 +400,16 @@ mod tests {
 
     fn take_all(budget: &RetryBudget, now: Moment) -> u32 {
         (0..100_000).take_while(|_| budget.take(now)).count() as u32
+    }
+
+    /// It stayed empty for as long as the other clock was ahead.
+    #[test]
+    fn a_clock_that_was_far_ahead_is_forgotten_after_one_expiry() {
+        let budget = RetryBudget::ratio(0.1).reserve_per_second(1).build().unwrap();
+        let hour = 3_600_000_000_000;
+        assert_eq!(take_all(&budget, Moment::at(hour)), 10);
+        assert_eq!(take_all(&budget, Moment::at(0)), 0, "spent is spent");
+        assert_eq!(take_all(&budget, Moment::at(11_000_000_000)), 10);
     }
 
     /// B2: integer prices gave 10,000 for 0.75, 5,000 for 0.4 and 3,333 for 0.3.

@@ -494,6 +494,10 @@ impl Retry {
     }
 
     /// Whether refusals are tried again, for `lint`.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.max_attempts
+    }
+
     pub(crate) fn retries_refusals(&self) -> bool {
         self.on_refusal == OnRefusal::Retry
     }

@@ -12,6 +12,7 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// The parts of the stack that all callers share.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each says whether a part is there")]
 pub struct World {
     /// Outermost, if there.
     pub drain: bool,
