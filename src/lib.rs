@@ -100,7 +100,7 @@
 //!
 //! * **Nothing is left behind.** Drop a call at any await point, cancel it, let its operation panic: every permit, probe and
 //!   place in a queue comes back, and each [pass](Gate) exactly once. Tokens are spent by operations that were made; of
-//!   one that was not, they are [put back](TokenBucket) unless others have taken some since. What the operation has begun
+//!   one that was not, they are [put back](TokenBucket), less what has come in since. What the operation has begun
 //!   elsewhere is another matter: see [`early`].
 //! * **A deadline is data.** Every wait (a queue, a backoff, your future) is raced against the one earliest deadline. No
 //!   backoff is slept that no attempt could follow, and your code can [read what is left](Attempt::remaining).

@@ -39,9 +39,14 @@ pub struct Outline {
     pub(crate) listeners: Option<Listeners>,
     /// How much time an operation needs.
     pub(crate) least: LeastTime,
+    /// How much time the retries want an attempt to have, in nanoseconds, with the grain of a timer; 0 if none says.
+    pub(crate) retry_least: u64,
     /// The policy's name, for its errors; none if it is empty.
     pub(crate) name: Option<Arc<Name>>,
 }
+
+/// A timer may fire this late, in nanoseconds.
+const TIMER_GRAIN: u64 = 2_000_000;
 
 impl Outline {
     /// How many steps it has bits for.
@@ -57,6 +62,7 @@ impl Outline {
             said: None,
             listeners: None,
             least: LeastTime::none(),
+            retry_least: 0,
             name: None,
         }
     }
@@ -72,6 +78,7 @@ impl Outline {
             said,
             listeners,
             least: LeastTime::none(),
+            retry_least: steps.iter().map(Step::retry_least).max().unwrap_or(0),
             name: None,
         }
     }
@@ -179,6 +186,14 @@ impl Step {
             Kind::Timeout(_) | Kind::Bucket(_) => false,
             Kind::Retry(plan) => plan.has_budget(),
             Kind::Semaphore(_) | Kind::Breaker(_) | Kind::Drain(_) | Kind::Part(_) | Kind::Gate(_) => true,
+        }
+    }
+
+    /// How much time a retry wants an attempt to have, in nanoseconds, and a timer's grain.
+    fn retry_least(&self) -> u64 {
+        match &self.0 {
+            Kind::Retry(plan) if plan.min_attempt() > 0 => plan.min_attempt().saturating_add(TIMER_GRAIN),
+            _ => 0,
         }
     }
 

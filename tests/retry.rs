@@ -1123,3 +1123,23 @@ proptest! {
         })?;
     }
 }
+
+/// It stood in the queue of the bucket until its attempt would have had too little time, and was refused then.
+#[tokio::test(start_paused = true)]
+async fn who_would_have_too_little_time_after_a_queue_is_told_at_its_door() {
+    let retry = Retry::constant(ms(10)).min_attempt(ms(400));
+    let bucket = TokenBucket::per_second(10).burst(1);
+    let policy = Policy::named("queued").timeout(ms(1500)).retry(retry).gate(bucket).build().unwrap();
+    let start = tokio::time::Instant::now();
+    let calls = (0..30).map(|_| async {
+        let end = policy.run(|| std::future::ready(Ok::<_, ()>(()))).await;
+        (end.map_err(|error| error.refusal().map(resile::Refusal::reason)), start.elapsed())
+    });
+    let ends = futures::future::join_all(calls).await;
+    let (served, refused): (Vec<_>, Vec<_>) = ends.into_iter().partition(|(end, _)| end.is_ok());
+    // One at once, and one in each tenth of the 1.1 s, less the grain of a timer.
+    assert_eq!((served.len(), refused.len()), (11, 19));
+    for (end, took) in refused {
+        assert_eq!((end, took), (Err(Some(resile::Reason::TooLate)), ms(0)));
+    }
+}

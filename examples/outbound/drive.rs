@@ -113,7 +113,7 @@ struct End {
     attempts: u32,
 }
 
-/// Makes `per_second` calls a second from `start` to the end of the script, waits for the last to end, and returns how
+/// Makes `per_second` calls a second, or a phase's multiple of that, from `start` to the end of the script, waits for the last to end, and returns how
 /// many never did.
 pub async fn drive(
     contender: Arc<dyn Contender>,
@@ -128,10 +128,14 @@ pub async fn drive(
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     };
     let gap = Duration::from_secs(1) / per_second;
-    let count = (script.lasts().as_nanos() / gap.as_nanos()) as u32;
     let mut calls = JoinSet::new();
-    for item in 0..count {
-        let due = start + gap * item;
+    let mut since = Duration::ZERO;
+    for item in 0_u64.. {
+        if since >= script.lasts() {
+            break;
+        }
+        let (due, (phase, _)) = (start + since, script.at(since));
+        since += gap / script.phases[phase].load;
         loop {
             tokio::select! {
                 biased;
@@ -139,10 +143,9 @@ pub async fn drive(
                 Some(end) = calls.join_next() => note(end),
             }
         }
-        let (phase, _) = script.at(due - start);
         let contender = Arc::clone(&contender);
         calls.spawn(async move {
-            let ask = Ask::new(u64::from(item));
+            let ask = Ask::new(item);
             let ending = contender.call(ask.clone()).await;
             End { phase, ending, took: due.elapsed(), attempts: ask.attempts() }
         });

@@ -1,5 +1,5 @@
 //! Outbound calls through good and bad weather: a real HTTP server on loopback that is healthy, slow, overloaded,
-//! throttled, broken, gone, and back; called by a real HTTP client in five ways, so that you can see what a policy
+//! throttled, broken, gone, and back, and once well but called too often; called by a real HTTP client in five ways, so that you can see what a policy
 //! buys, and what it costs.
 //!
 //! ```text

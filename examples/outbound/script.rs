@@ -13,6 +13,8 @@ pub struct Phase {
     pub story: &'static str,
     pub lasts: Duration,
     pub weather: Weather,
+    /// How many times the usual number of calls are made.
+    pub load: u32,
 }
 
 /// How the server behaves. Times and shares are those of the server; what comes of them is measured, not scripted.
@@ -64,7 +66,7 @@ impl Script {
     /// The whole story, each phase lasting `each`.
     pub fn story(each: Duration, seed: u64) -> Self {
         let ms = Duration::from_millis;
-        let phase = |name, story, weather| Phase { name, story, lasts: each, weather };
+        let phase = |name, story, weather| Phase { name, story, lasts: each, weather, load: 1 };
         let phases = vec![
             phase("healthy", "everything works", Weather::Fair),
             phase(
@@ -87,6 +89,10 @@ impl Script {
                 "8 % of the connections reset, 8 % of the bodies cut in half",
                 Weather::Broken { reset: 0.08, cut: 0.08 },
             ),
+            Phase {
+                load: 4,
+                ..phase("too much of ours", "the server is well, and we call it at twice what it can do", Weather::Fair)
+            },
             phase("refusing", "full outage: nobody listens", Weather::Refusing),
             phase("hanging", "full outage: requests are taken and never answered", Weather::Hanging),
             phase(
@@ -100,7 +106,8 @@ impl Script {
 
     /// One phase in which nothing is known about the server: it is somebody else's.
     pub fn remote(lasts: Duration, seed: u64) -> Self {
-        let phase = Phase { name: "remote", story: "a server that was here already", lasts, weather: Weather::Fair };
+        let phase =
+            Phase { name: "remote", story: "a server that was here already", lasts, weather: Weather::Fair, load: 1 };
         Self { phases: vec![phase], seed }
     }
 

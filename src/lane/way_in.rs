@@ -212,14 +212,16 @@ impl Lane {
     }
 
     /// How much time must be left when the wait at a gate ends: twice what an operation needs, since the next gate's queue
-    /// has to have its share (measured: once is not enough in front of a semaphore).
+    /// has to have its share (measured: once is not enough in front of a semaphore). Or what a retry wants an attempt to
+    /// have, if that is more: who would be given up after the queue is told at its door.
     fn spare(&self, outline: &Outline) -> u64 {
-        let least = outline.least.required();
-        if self.call.ends() == Moment::NEVER || least == 0 || outline.least.is_probe_due(self.call.now()) {
-            0
-        } else {
-            least.saturating_mul(2)
+        if self.call.ends() == Moment::NEVER {
+            return 0;
         }
+        let least = outline.least.required();
+        let learned =
+            if least == 0 || outline.least.is_probe_due(self.call.now()) { 0 } else { least.saturating_mul(2) };
+        learned.max(outline.retry_least)
     }
 
     fn poll_steps(

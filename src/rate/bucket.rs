@@ -29,7 +29,7 @@ const BURSTS_PER_SECOND: u64 = 10;
 /// A call takes as many tokens as it costs. If they are there and nobody waits, it has them. Otherwise its place in the
 /// queue tells when it would be served: if that is past its deadline or `max_wait`, it is refused at once and told when
 /// to come back; else it waits in order. Tokens are taken when they are due, so leaving the queue costs nothing. A call
-/// that never reached its operation puts its tokens back if nobody has taken any since. A cost that is settled
+/// that never reached its operation puts back what it took, less what has come in since, in whichever order calls leave. A cost that is settled
 /// afterwards above what was taken is owed: everybody waits until it has come in. No more is owed than comes in four
 /// years.
 ///
@@ -44,8 +44,8 @@ const BURSTS_PER_SECOND: u64 = 10;
 /// to the full: give a burst of several milliseconds.
 ///
 /// A cheap handle: clones share the tokens. Cost: with tokens there, one compare-and-swap and a multiplication, or with
-/// a [`batch`](TokenBucketBuilder::batch) a subtraction most of the time; waiting takes a mutex, and a timer for the
-/// head of the queue only.
+/// a [`batch`](TokenBucketBuilder::batch) a subtraction most of the time; waiting takes a mutex and a timer: each
+/// waiter has its own, and is served as of the moment when it was due, so one that nobody polls holds up nobody.
 ///
 /// ```
 /// use std::time::Duration;

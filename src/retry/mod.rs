@@ -657,6 +657,11 @@ impl Plan {
     }
 
     #[inline]
+    /// How much time an attempt is to have at least, in nanoseconds.
+    pub(crate) fn min_attempt(&self) -> u64 {
+        self.min_attempt
+    }
+
     pub(crate) fn has_budget(&self) -> bool {
         self.retry.budget.is_some()
     }
