@@ -1155,3 +1155,35 @@ fn threads_at_a_batched_bucket_get_no_more_than_the_burst_and_leave_no_more_than
     });
     assert!(taken <= 10_000 && taken + purses * 100 >= 10_000, "{taken}");
 }
+
+/// Only the head heard that the rate had been raised: those behind it slept until the moments that they had been told.
+#[tokio::test(start_paused = true)]
+async fn who_waits_behind_others_comes_earlier_when_all_do() {
+    let passes = |bucket: &TokenBucket, start: Instant| {
+        let waits = (0..4).map(|_| bucket.acquire()).collect::<Vec<_>>();
+        let waits = waits.into_iter().map(move |wait| {
+            tokio::spawn(async move {
+                wait.await.unwrap().success();
+                start.elapsed()
+            })
+        });
+        waits.collect::<Vec<_>>()
+    };
+    let bucket = TokenBucket::at(Rate::new(1, Duration::from_secs(3600))).burst(1).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let waiting = passes(&bucket, Instant::now());
+    sleep(ms(1000)).await;
+    bucket.set(TokenBucket::per_second(10).burst(1)).unwrap();
+    for (place, waits) in (1..).zip(waiting) {
+        assert!(waits.await.unwrap() <= ms(1000 + 102 * place), "number {place}");
+    }
+
+    let bucket = TokenBucket::per_second(1).burst(1).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let mut waiting = passes(&bucket, Instant::now());
+    sleep(ms(500)).await;
+    waiting.remove(1).abort();
+    for (place, waits) in (1..).zip(waiting) {
+        assert!(waits.await.unwrap() <= ms(1002 * place), "number {place}");
+    }
+}

@@ -249,6 +249,51 @@ async fn who_cannot_be_served_in_time_is_told_at_the_door() {
     }
 }
 
+/// New keys that went on coming passed everybody who had had anything before, for as long as they came.
+#[tokio::test(start_paused = true)]
+async fn keys_that_come_once_each_do_not_starve_those_who_come_again() {
+    for cost in [1, 2] {
+        let policy = gated(&Fair::by("tenant", TokenBucket::per_second(100).burst(2)).build().unwrap());
+        let once = |tenant: u64, cost: u32| {
+            policy.call().owned().key("tenant", tenant).cost(cost).run(async || Ok::<_, ()>(()))
+        };
+        let crowd = async {
+            // Twice what the limit lets by.
+            let mut calls = Vec::new();
+            for tenant in 100..1100_u64 {
+                calls.push(tokio::spawn(once(tenant, 1)));
+                tokio::time::sleep(ms(5)).await;
+            }
+        };
+        let again = async {
+            tokio::time::sleep(ms(100)).await;
+            once(1, 1).await.unwrap();
+            let start = tokio::time::Instant::now();
+            once(1, cost).await.unwrap();
+            start.elapsed()
+        };
+        let ((), waited) = tokio::join!(crowd, again);
+        assert!(waited < ms(2500), "a call of cost {cost} waited {waited:?}");
+    }
+}
+
+/// A newcomer was told nothing of the many others that had just come, too.
+#[tokio::test(start_paused = true)]
+async fn at_the_door_the_calls_of_other_new_keys_count() {
+    let policy = gated(&Fair::by("tenant", TokenBucket::per_second(1).burst(1)).build().unwrap());
+    let own =
+        |tenant: u64| policy.call().owned().key("tenant", tenant).deadline(ms(5000)).run(async || Ok::<_, ()>(()));
+    let first: Vec<_> = (0..100).map(|tenant| tokio::spawn(own(tenant))).collect();
+    tokio::time::sleep(ms(1)).await;
+    let start = tokio::time::Instant::now();
+    let error = own(1000).await.unwrap_err();
+    assert_eq!(
+        (error.refusal().map(resile::Refusal::reason), start.elapsed()),
+        (Some(Reason::TooLate), Duration::ZERO)
+    );
+    first.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
 /// The first in line waits there.
 #[test]
 fn a_limit_in_which_nobody_may_wait_is_a_fault() {

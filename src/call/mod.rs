@@ -8,7 +8,6 @@ mod key;
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -67,8 +66,6 @@ pub struct Call {
     spare: u64,
     /// Shared with the policy or the context that said it, until something is to be added.
     said: Seldom<Arc<Said>>,
-    /// The waits for what may cancel it, once something was pending.
-    waits: Seldom<Box<Waits>>,
     attempt: u32,
     cost: u32,
     priority: Option<Priority>,
@@ -96,7 +93,6 @@ impl Call {
             within: u64::MAX,
             spare: 0,
             said: Seldom::NONE,
-            waits: Seldom::NONE,
             attempt: 1,
             cost: 1,
             priority: None,
@@ -288,20 +284,17 @@ impl Call {
         }
     }
 
-    /// Whether the caller has cancelled; if not, the task is woken when it does.
+    /// What may cancel it, among other things.
     #[inline]
-    pub(crate) fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
-        match &*self.said {
-            None => false,
-            Some(said) => self.waits.get_or_insert_default().is_over(said, cx),
-        }
+    pub(crate) fn said(&self) -> Option<&Said> {
+        self.said.as_deref()
     }
 
     /// Why it was cancelled, by the first of its sources; `None` if by a deadline that it inherits and that has passed.
     /// A scope cancels its children at their deadline: whichever of the two they notice first, it is one.
-    pub(crate) fn cancel_reason(&self) -> Option<CancelReason> {
+    pub(crate) fn cancel_reason(&self, waits: Option<&Waits>) -> Option<CancelReason> {
         // The tokens that are waited for may be those of a round that is over.
-        let waited = || self.waits.as_ref().and_then(|waits| waits.first());
+        let waited = || waits.and_then(Waits::first);
         let said = || self.said.as_ref().and_then(|said| said.first());
         let first = said().into_iter().chain(waited()).min_by_key(|record| record.number);
         let reason = first.map_or(CancelReason::Unspecified, |record| record.reason);

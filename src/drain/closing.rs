@@ -268,13 +268,14 @@ impl Closer {
     pub(super) fn poll_drive(self: Pin<&mut Self>, cx: &mut Context<'_>) {
         let mut this = self.project();
         loop {
+            let own = cx.waker().clone();
             let mut state = this.shared.state.lock();
             let over = !Arc::ptr_eq(&state.round, this.round) || this.round.report.get().is_some();
-            let waker = (!over).then(|| cx.waker().clone());
+            let (waker, spare) = if over { (None, Some(own)) } else { (Some(own), None) };
             let unused = state.replace_waker(*this.number, waker);
             let is_last = this.shared.read().in_flight() == 0;
             drop(state);
-            drop(unused);
+            drop((unused, spare));
             if over {
                 return;
             }

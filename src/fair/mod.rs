@@ -41,10 +41,17 @@
 //! are, to a call of each, whatever their calls cost and however many they have waiting; and a key that wants little goes
 //! next, or next but one, behind others that have had no more.
 //!
+//! Keys that come once each, one after the other, hold nobody up: each of them begins a little later than the one before,
+//! so that all who wait have their turn.
+//!
 //! Who waits at the limit steps aside when somebody comes who goes before it. In the example one of `loud` ran and one
 //! was there before `quiet`.
 //!
-//! A call with a deadline is told at once if what goes before it in line, at the limit's rate, takes longer.
+//! A call with a deadline is told at once if what goes before it in line takes longer at the limit's rate: its own key's
+//! calls, and what others get meanwhile, of which 256 keys are looked at.
+//!
+//! Who was called to the limit and is not polled (a branch of a `select!` that has gone on to something else) keeps the
+//! place there until it is polled or dropped, or until somebody comes who goes before it.
 //!
 //! # Cancellation
 //!
@@ -268,7 +275,7 @@ impl<G: Gate> Fair<G> {
             }
         }
         let weight = self.weight(key);
-        let before = self.0.state.lock().line.before(id, weight);
+        let before = self.0.state.lock().line.before(id, weight, call.cost());
         let due = self.0.gate.due(before, call);
         if due.is_some_and(|due| due > call.latest_entry()) {
             return self.refuse(Reason::TooLate);
@@ -309,21 +316,20 @@ impl<G: Gate> Fair<G> {
         self.carry_out(turn);
     }
 
-    /// Wakes and abandons, whichever of the two panics.
+    /// Gives the place at the limit up, and then wakes who is to have it, whichever of the two panics.
     fn carry_out(&self, turn: Turn) {
-        /// Gives a ticket back.
-        struct Aside<'a, G: Gate>(&'a G, Option<[u64; 2]>);
+        struct Wake(Option<Waker>);
 
-        impl<G: Gate> Drop for Aside<'_, G> {
+        impl Drop for Wake {
             fn drop(&mut self) {
-                if let Some([a, b]) = self.1.take() {
-                    self.0.abandon(Ticket::new(a, b));
-                }
+                self.0.take().into_iter().for_each(Waker::wake);
             }
         }
 
-        let _aside = Aside(&self.0.gate, turn.aside);
-        turn.wake.into_iter().for_each(Waker::wake);
+        let _wake = Wake(turn.wake);
+        if let Some([a, b]) = turn.aside {
+            self.0.gate.abandon(Ticket::new(a, b));
+        }
     }
 }
 

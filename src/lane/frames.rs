@@ -4,6 +4,7 @@ use super::Frame;
 use crate::cancel::Wait;
 use crate::internal::seldom::Seldom;
 use crate::retry::Delays;
+use crate::said::Waits;
 
 /// How many steps find room in the future itself; a policy with more allocates once per call.
 const INLINE_STEPS: usize = 8;
@@ -15,6 +16,8 @@ pub(super) struct Rare {
     frames: Vec<Frame>,
     /// The delays of retries with a backoff of the user's own.
     pub(super) delays: Delays,
+    /// The waits for what may cancel the call, once something was pending.
+    pub(super) waits: Waits,
     /// The waits for the closing of drains that were passed, by their places, of a call that stands in a queue or sleeps.
     pub(super) closings: Vec<(usize, Wait)>,
 }

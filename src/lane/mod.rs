@@ -208,8 +208,11 @@ impl Lane {
     /// late, when more than the pause may be over.
     #[inline]
     fn poll_pause(&mut self, timer: Pin<&mut Timer>, until: Moment, cx: &mut Context<'_>) -> Poll<Woken> {
-        if self.call.poll_cancelled(cx) {
-            return Poll::Ready(Woken::Cancelled);
+        // If nobody has cancelled, the task is woken when somebody does.
+        if let Some(said) = self.call.said() {
+            if self.frames.rare.get_or_insert_default().waits.is_over(said, cx) {
+                return Poll::Ready(Woken::Cancelled);
+            }
         }
         let deadline = self.call.ends();
         let at = until.min(deadline);

@@ -89,10 +89,10 @@ impl Lane {
 
     /// Enters the steps from `depth` on, up to the first one that makes the call wait or refuses it.
     fn walk_in(&mut self, steps: &[Step], outline: &Outline) -> Result<(), Refusal> {
-        self.call.set_spare(self.spare(outline));
         while !self.walk_in_at_once(steps, self.now()) {
             let place = self.depth as usize;
             let gate = steps[place].as_gate().expect("all but gates are entered at once");
+            self.call.set_spare(self.spare(outline));
             self.in_user = true;
             let entry = step::enter(gate, &self.call, self.call.may_wait());
             self.in_user = false;
@@ -155,7 +155,10 @@ impl Lane {
         if let Some(end) = self.too_late(steps, outline, now) {
             return Err(end);
         }
-        outline.least.start(now, ends);
+        // Only those that waited are refused by the rule, so only they can show that it has become too strict.
+        if self.waited {
+            outline.least.start(now, ends);
+        }
         Ok(())
     }
 
@@ -291,7 +294,7 @@ impl Lane {
     /// What the call ends in that was cancelled. The reason is asked for once, here: error, report and cleanup tell it.
     #[cold]
     fn cancelled(&mut self, steps: &[Step]) -> End {
-        match self.call.cancel_reason() {
+        match self.call.cancel_reason(self.frames.rare.as_ref().map(|rare| &rare.waits)) {
             Some(reason) => End::Cancelled(reason),
             None => self.timed_out(steps),
         }

@@ -34,7 +34,8 @@ pub(super) trait Ledger: Clone + fmt::Debug + Send + 'static {
     fn charge(&mut self, now: Moment, tokens: u64) -> u64;
 
     /// Dates back what lies further ahead than it could be: another runtime's clock is ahead.
-    fn heal(&mut self, now: Moment);
+    /// Whether there was anything to date back.
+    fn heal(&mut self, now: Moment) -> bool;
 
     fn facts(&mut self, now: Moment) -> Facts;
 }
@@ -73,7 +74,9 @@ impl<L: Ledger> Meter for UnderLock<L> {
     }
 
     fn heal(&self, locked: &mut Planned<L>, now: Moment) {
-        locked.ledger.heal(now);
+        if locked.ledger.heal(now) {
+            locked.plan = None;
+        }
     }
 
     fn take(&self, locked: &mut Planned<L>, now: Moment, cost: u32) -> Take {

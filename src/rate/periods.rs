@@ -232,17 +232,20 @@ impl Ledger for Windows {
     }
 
     /// What is left is left of the window that runs now.
-    fn heal(&mut self, now: Moment) {
+    fn heal(&mut self, now: Moment) -> bool {
         match &mut self.run {
             Run::Calendar { calendar, start, end, .. } => {
-                if now.plus_nanos(end.nanos_since(*start)).plus_nanos(SKEW) < *start {
+                let is_off = now.plus_nanos(end.nanos_since(*start)).plus_nanos(SKEW) < *start;
+                if is_off {
                     self.run = Run::on(*calendar, calendar.index(now));
                 }
+                is_off
             }
             Run::FromFirstUse { length, begun: Some(begun) } if now.plus_nanos(*length).plus_nanos(SKEW) < *begun => {
                 *begun = now;
+                true
             }
-            Run::FromFirstUse { .. } => {}
+            Run::FromFirstUse { .. } => false,
         }
     }
 

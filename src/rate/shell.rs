@@ -133,12 +133,14 @@ struct Waiting<L> {
     granted: BTreeMap<Key, Grant>,
     /// Up to when the queue has been served: nothing that came later is given to an earlier moment.
     served: Moment,
+    /// Those who wait may come earlier than they were told: each is woken when it becomes the head.
+    sooner: bool,
     locked: L,
 }
 
 impl<L> Waiting<L> {
     fn new(locked: L) -> Mutex<Self> {
-        Mutex::new(Self { queue: Queue::new(), granted: BTreeMap::new(), served: Moment::NEVER, locked })
+        Mutex::new(Self { queue: Queue::new(), granted: BTreeMap::new(), served: Moment::NEVER, sooner: false, locked })
     }
 }
 
@@ -147,8 +149,9 @@ struct Grant {
     /// The meter's note.
     taken: u64,
     cost: u32,
-    /// When it fell due.
+    /// When it fell due, and until when it would have waited.
     due: Moment,
+    until: Moment,
 }
 
 /// How late a grant may be fetched where calls go out one at a time: a timer's grain, twice.
@@ -348,9 +351,9 @@ impl<M: Meter> Shell<M> {
     /// wakers are to be woken without the lock. Also returns when the head that is left is due.
     fn serve(&self, waiting: &mut Waiting<M::Locked>, now: Moment) -> (WakeList, Option<Moment>) {
         let mut wakers = WakeList::default();
-        let Waiting { queue, granted, served, locked } = waiting;
+        let Waiting { queue, granted, served, sooner, locked } = waiting;
         self.meter.heal(locked, now);
-        let mut next = None;
+        let (mut next, mut is_new) = (None, false);
         while let (Some(cost), Some(until)) = (queue.head(), queue.head_until()) {
             // A clock that went back must not be waited for.
             *served = (*served).min(now);
@@ -358,13 +361,15 @@ impl<M: Meter> Shell<M> {
             match if fits { self.meter.take(locked, *served, cost) } else { Take::At(Moment::NEVER) } {
                 Take::Now(taken) => {
                     let (key, waker) = queue.grant_head();
-                    granted.insert(key, Grant { taken, cost, due: *served });
+                    granted.insert(key, Grant { taken, cost, due: *served, until });
+                    is_new = true;
                     wakers.push(waker);
                 }
                 // It would be too late, or for ever. It is told when it asks.
                 Take::At(due) if due > until || !fits => {
                     wakers.push(queue.reject_head());
                     self.meter.disturbed(locked);
+                    (is_new, *sooner) = (true, true);
                 }
                 Take::At(due) if due > now => {
                     next = Some(due);
@@ -375,6 +380,9 @@ impl<M: Meter> Shell<M> {
         }
         if queue.is_empty() {
             self.meter.set_waiting(false);
+            *sooner = false;
+        } else if is_new && *sooner {
+            wakers.push(queue.take_head_waker());
         }
         (wakers, next)
     }
@@ -423,7 +431,7 @@ impl<M: Meter> Shell<M> {
         let (wakers, mut next) = self.serve(&mut waiting, now);
         let mut status = waiting.queue.status(key);
         if status == Status::Served {
-            match self.fetch(&mut waiting, key, now, call.ends()) {
+            match self.fetch(&mut waiting, key, now) {
                 Ok(taken) => {
                     drop(waiting);
                     let pass = Underway::new(Pass::new(taken, cost.into()), |pass| self.undo(&pass));
@@ -462,15 +470,19 @@ impl<M: Meter> Shell<M> {
         Entry::Wait(Ticket::new(bits, due.nanos()), Some(due))
     }
 
-    /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, what is fetched late is lost,
-    /// and the waiter takes anew or stands first again: then, the moment when it is due.
-    fn fetch(&self, waiting: &mut Waiting<M::Locked>, key: Key, now: Moment, until: Moment) -> Result<u64, Moment> {
-        let Waiting { queue, granted, served, locked } = waiting;
-        let Some(Grant { taken, cost, due }) = granted.remove(&key) else { unreachable!("a grant is fetched once") };
+    /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, what is fetched late goes back,
+    /// less what has come in since, and the waiter takes anew or stands first again: then, the moment when it is due.
+    fn fetch(&self, waiting: &mut Waiting<M::Locked>, key: Key, now: Moment) -> Result<u64, Moment> {
+        let Waiting { queue, granted, served, sooner, locked } = waiting;
+        let Some(Grant { taken, cost, due, until }) = granted.remove(&key) else {
+            unreachable!("a grant is fetched once")
+        };
         if !M::PACED || now <= due.plus_nanos(LATE) {
             return Ok(taken);
         }
         self.meter.disturbed(locked);
+        self.meter.undo(locked, taken, cost);
+        *sooner = true;
         match self.meter.take(locked, now, cost) {
             Take::Now(taken) => Ok(taken),
             Take::At(due) => {
@@ -491,8 +503,9 @@ impl<M: Meter> Shell<M> {
         // What was due before it left is theirs who wait.
         let (before, _) = self.serve(&mut waiting, now);
         let (status, own) = waiting.queue.remove(key);
-        let Waiting { queue, granted, locked, served } = &mut *waiting;
+        let Waiting { queue, granted, locked, served, sooner } = &mut *waiting;
         let mut head = None;
+        *sooner = true;
         if let (Status::Served, Some(grant)) = (status, granted.remove(&key)) {
             *served = now;
             self.meter.disturbed(locked);
@@ -553,7 +566,7 @@ impl<M: Meter> Shell<M> {
         let mut waiting = self.waiting.lock();
         let (before, _) = self.serve(&mut waiting, now);
         let result = change(&self.meter, &mut waiting.locked);
-        waiting.served = now;
+        (waiting.served, waiting.sooner) = (now, true);
         self.meter.disturbed(&mut waiting.locked);
         let (after, _) = self.serve(&mut waiting, now);
         // It may be due earlier than it thinks.

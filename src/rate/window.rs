@@ -138,14 +138,16 @@ impl Ledger for Log {
         tokens
     }
 
-    fn heal(&mut self, now: Moment) {
+    fn heal(&mut self, now: Moment) -> bool {
         let ahead = self.latest.saturating_sub(now.nanos());
-        if ahead > self.window.saturating_add(SKEW) {
+        let is_off = ahead > self.window.saturating_add(SKEW);
+        if is_off {
             for (at, _) in &mut self.taken {
                 *at = at.saturating_sub(ahead);
             }
             self.latest -= ahead;
         }
+        is_off
     }
 
     /// Does not forget: a look must not move the moment by which the next one is served.
@@ -262,12 +264,14 @@ impl Ledger for Weighted {
         }
     }
 
-    fn heal(&mut self, now: Moment) {
-        if self.latest.saturating_sub(now.nanos()) > self.window.saturating_add(SKEW) {
+    fn heal(&mut self, now: Moment) -> bool {
+        let is_off = self.latest.saturating_sub(now.nanos()) > self.window.saturating_add(SKEW);
+        if is_off {
             // All that is in view counts as of now, rounded up.
             let counted = self.counted(self.latest % self.window);
             (self.latest, self.current, self.before) = (now.nanos(), counted, 0);
         }
+        is_off
     }
 
     /// Of the window before first, where they weigh less.
@@ -414,8 +418,8 @@ impl Ledger for Counting {
         either!(self, ledger => ledger.charge(now, tokens))
     }
 
-    fn heal(&mut self, now: Moment) {
-        either!(self, ledger => ledger.heal(now));
+    fn heal(&mut self, now: Moment) -> bool {
+        either!(self, ledger => ledger.heal(now))
     }
 
     fn facts(&mut self, now: Moment) -> Facts {
