@@ -1028,3 +1028,89 @@ async fn plans_that_are_assigned_anew_all_the_time_hold_up_nobody() {
     assert_eq!(reason(keyed.try_take("a", 1)), Some(Reason::Busy));
     assert_eq!(keyed.stats().overflowed, 0);
 }
+
+/// A gate that says it can be forgotten, and is used by somebody in that very moment.
+#[derive(Clone, Default)]
+struct UsedMeanwhile(Arc<OnceLock<Keyed<UsedMeanwhile>>>, Arc<AtomicBool>);
+
+impl Gate for UsedMeanwhile {
+    fn enter(&self, _: &Call) -> Entry {
+        Entry::Pass(Pass::default())
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {}
+}
+
+impl PerKey for UsedMeanwhile {
+    fn another(&self) -> Self {
+        self.clone()
+    }
+
+    fn is_fresh(&self, _: Moment) -> bool {
+        if let (true, Some(keyed)) = (self.1.swap(false, Relaxed), self.0.get()) {
+            keyed.of("a").try_acquire().unwrap().success();
+        }
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_used_since_it_said_that_it_can_go_stays() {
+    let gate = UsedMeanwhile::default();
+    let keyed = Keyed::by("tenant", gate.clone()).capacity(4).build().unwrap();
+    gate.0.set(keyed.clone()).unwrap_or_else(|_| panic!("once"));
+    keyed.of("a").try_acquire().unwrap().success();
+    gate.1.store(true, Relaxed);
+    assert_eq!((keyed.sweep(1), keyed.stats().live), (0, 1), "its answer is out of date");
+    assert_eq!((keyed.sweep(1), keyed.stats().live), (1, 0));
+}
+
+/// Each keyed limiter beside separate ones that are never forgotten: the same answer to every question, whatever the calls
+/// cost, while keys come and go. A key that finds no room is not asked about.
+macro_rules! decides_as_separate_ones {
+    ($name:ident, $limiter:expr) => {
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+            #[test]
+            fn $name(ops in proptest::collection::vec((0_u64..6, 1_u32..5, 0_u64..1500), 1..120), capacity in 1_u32..5) {
+                let clock = Clock::paused();
+                let _entered = clock.enter();
+                // Made once, since a calendar is read from the clock of the wall.
+                let one = $limiter.build().unwrap();
+                let keyed = Keyed::by("tenant", one.another()).capacity(capacity).build().unwrap();
+                let mut separate = HashMap::new();
+                for (key, cost, time) in ops {
+                    // A little more, so that nothing is due at the very nanosecond at which it is asked for.
+                    clock.advance(ms(time) + Duration::from_nanos(137));
+                    let told = |answer: Result<(), resile::Refusal>| {
+                        answer.err().map(|no| (no.reason(), no.retry_after().unwrap_or_default()))
+                    };
+                    let answer = told(keyed.try_take(key, cost));
+                    if answer.is_some_and(|(reason, _)| reason == Reason::KeySpaceFull) {
+                        continue;
+                    }
+                    let own = separate.entry(key).or_insert_with(|| one.another());
+                    let alone = told(own.try_take(cost));
+                    prop_assert_eq!(answer.map(|(no, _)| no), alone.map(|(no, _)| no), "key {}, cost {}", key, cost);
+                    let [here, there] = [answer, alone].map(|no| no.map_or(Duration::ZERO, |(_, after)| after));
+                    prop_assert!(here.abs_diff(there) <= Duration::from_micros(1), "{here:?} and {there:?}");
+                }
+            }
+        }
+    };
+}
+decides_as_separate_ones!(token_buckets_decide_as_separate_ones, TokenBucket::per_second(2).burst(4));
+decides_as_separate_ones!(leaky_buckets_decide_as_separate_ones, resile::LeakyBucket::per_second(3));
+decides_as_separate_ones!(windows_decide_as_separate_ones, SlidingWindow::per_second(4));
+decides_as_separate_ones!(estimated_windows_decide_as_separate_ones, SlidingWindow::per_second(4).estimated());
+decides_as_separate_ones!(quotas_decide_as_separate_ones, Quota::per_second(4));
+
+/// New keys whose first call costs more than 1 were refused for ever, with no time.
+#[tokio::test(start_paused = true)]
+async fn a_large_first_call_of_a_leaky_bucket_passes_and_the_next_is_told_when() {
+    let keyed = Keyed::by("tenant", resile::LeakyBucket::per_second(10)).build().unwrap();
+    keyed.try_take("a", 3).unwrap();
+    let refusal = keyed.try_take("a", 1).unwrap_err();
+    assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::Busy, Some(ms(300))));
+}
