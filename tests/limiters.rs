@@ -869,3 +869,15 @@ fn what_was_foreseen_for_a_waiter_is_forgotten_when_others_take_at_once() {
         assert!(window.try_take(1).is_ok(), "phase {phase}: it came when it was told, after {told:?}");
     }
 }
+
+/// A bucket of a thousand a second told its clients one a second, and a request that was too large by itself that nothing
+/// was left.
+#[tokio::test(start_paused = true)]
+async fn fields_tell_the_rate_and_not_the_burst_and_no_more_than_is_known() {
+    let bucket = TokenBucket::per_second(1000).burst(1).build().unwrap();
+    assert_eq!(bucket.snapshot().fields().policy.unwrap().to_string(), r#""bucket";q=1000;w=1"#);
+    let large = bucket.try_take(2).unwrap_err();
+    assert!(matches!(large.reason(), Reason::CostAboveLimit { .. }));
+    let fields = LimitFields::from(&large);
+    assert!(fields.service.is_none_or(|service| !service.to_string().contains("r=0")), "one token is there");
+}
