@@ -402,7 +402,7 @@ impl Retry {
     }
 
     /// How long an attempt takes at least: 0 unless said. One that would have less before the deadline is not made, be it
-    /// after a delay (the call ends with what it had) or after a wait in a queue (it is refused as [`Reason::TooLate`]).
+    /// after a delay (the call ends with what it had) or after a wait in a queue (it is refused as [`Reason::TooLate`](crate::Reason::TooLate)).
     ///
     /// A peer that is behind then works for nobody who has gone before the answer comes. The limit of one attempt is a
     /// good value if the whole call has several times that.
