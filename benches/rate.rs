@@ -157,7 +157,7 @@ fn log() -> SlidingWindow {
 }
 
 fn counters() -> SlidingWindow {
-    SlidingWindow::per_second(1_000_000_000).build().expect("a valid window")
+    SlidingWindow::per_second(1_000_000_000).estimated().build().expect("a valid window")
 }
 
 fn quota() -> Quota {
