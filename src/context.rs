@@ -211,16 +211,13 @@ impl Context {
     /// ```
     #[must_use]
     pub fn cancel_reason(&self) -> Option<CancelReason> {
-        let first = |expired: Option<crate::cancel::Record>| {
-            let said = self.said.as_ref().and_then(|said| said.first());
-            said.into_iter().chain(expired).min_by_key(|record| record.number).map(|record| record.reason)
-        };
-        let expired = || self.expiry.as_ref().and_then(Cancel::record);
         // What was cancelled before somebody notices the deadline comes first.
         if self.is_over() && self.said.as_ref().is_none_or(|said| !said.is_cancelled()) {
             self.expire();
         }
-        first(expired())
+        let said = self.said.as_ref().and_then(|said| said.first());
+        let expired = self.expiry.as_ref().and_then(Cancel::record);
+        said.into_iter().chain(expired).min_by_key(|record| record.number).map(|record| record.reason)
     }
 
     /// Waits until it is cancelled or its deadline passes, and says why. It waits forever if it has neither.

@@ -49,6 +49,11 @@ impl Said {
         (!self.keys.is_empty()).then(|| Arc::new(Self { keys: self.keys.clone(), cancels: Vec::new() }))
     }
 
+    /// Whether anything of it may cancel.
+    pub(crate) fn can_cancel(&self) -> bool {
+        !self.cancels.is_empty()
+    }
+
     /// The tokens of the crate's own among what may cancel, and the same without them.
     pub(crate) fn split_cancels(&self) -> (Vec<Cancel>, Self) {
         let mut rest = self.clone();
@@ -153,9 +158,7 @@ impl Waits {
             Wait::Token(wait) => Pin::new(&mut tokio::task::unconstrained(wait.as_mut())).poll(cx).is_ready(),
         })
     }
-}
 
-impl Waits {
     /// The first cancellation among the tokens that are waited for.
     pub(crate) fn first(&self) -> Option<Record> {
         let records = self.waits.iter().filter_map(|wait| match wait {

@@ -11,7 +11,7 @@ use crate::drain::{Drain, DrainPart};
 use crate::early::Listeners;
 use crate::error::{Name, Reason, Refusal, Time};
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass};
-use crate::internal::time::nanos;
+use crate::internal::time::{TIMER_GRAIN, nanos};
 use crate::least_time::LeastTime;
 use crate::rate::TokenBucket;
 use crate::retry::Plan;
@@ -44,9 +44,6 @@ pub struct Outline {
     /// The policy's name, for its errors; none if it is empty.
     pub(crate) name: Option<Arc<Name>>,
 }
-
-/// A timer may fire this late, in nanoseconds.
-const TIMER_GRAIN: u64 = 2_000_000;
 
 impl Outline {
     /// How many steps it has bits for.

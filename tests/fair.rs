@@ -5,15 +5,17 @@ mod support;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use resile::{Fair, KeyRef, Policy, Reason, Semaphore, TokenBucket};
-use support::hand::{Clock, Flag};
+use resile::{Call, Entry, Fair, Gate, KeyRef, Outcome, Pass, Policy, Reason, Refusal, Semaphore, Ticket, TokenBucket};
+use support::hand::{Clock, Flag, catch_boom};
 use support::journal::Journal;
 use support::ms;
+use support::script::boom;
 use support::watch::{Manner, Spy};
 
 type Running = Pin<Box<dyn Future<Output = Result<(), resile::Error<()>>>>>;
@@ -414,4 +416,137 @@ fn a_waker_that_panics_costs_nobody_a_permit() {
     assert!(polled.is_err());
     drop((first, next));
     assert_eq!((semaphore.in_use(), semaphore.queued(), fair.queued()), (0, 0, 0));
+}
+
+/// A place that nobody has in hand would have stopped the limit for good.
+#[test]
+fn user_code_that_panics_at_the_door_leaves_no_place_behind() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let bucket = TokenBucket::per_second(10).burst(1).build().unwrap();
+    let weigh = |tenant: KeyRef<'_>| if tenant == KeyRef::Number(1) { boom() } else { NonZeroU32::MIN };
+    let fair = Fair::by("tenant", bucket.clone()).weights(weigh).build().unwrap();
+    let (policy, order) = (gated(&fair), Order::default());
+    bucket.try_take(1).unwrap();
+    // One panics with a place at the limit, and one in line, behind another.
+    let mut calls = Vec::new();
+    for _ in 0..2 {
+        let mut unweighed = call(&policy, &order, 1, 1, ms(10));
+        assert!(catch_boom(|| Flag::default().poll(unweighed.as_mut()).is_ready()).is_none());
+        drop(unweighed);
+        assert_eq!(bucket.queued() as usize, calls.len());
+        let mut waits = call(&policy, &order, 2, 2, ms(10));
+        assert!(Flag::default().poll(waits.as_mut()).is_pending());
+        calls.push(waits);
+    }
+    assert_eq!((bucket.queued(), fair.queued()), (1, 1));
+    for served in 1..=2 {
+        clock.advance(ms(100));
+        calls.iter_mut().for_each(|call| drop(Flag::default().poll(call.as_mut())));
+        assert_eq!(order.lock().unwrap().len(), served);
+    }
+}
+
+/// A gate in which one may wait, and which does something while that one asks.
+#[derive(Default)]
+struct Narrow {
+    waiting: AtomicU32,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    panics: AtomicBool,
+}
+
+impl Gate for Narrow {
+    fn enter(&self, _: &Call) -> Entry {
+        if self.waiting.fetch_add(1, Relaxed) == 0 {
+            return Entry::Wait(Ticket::new(0, 0), None);
+        }
+        self.waiting.fetch_sub(1, Relaxed);
+        Entry::Refused(Refusal::new("narrow", Reason::QueueFull))
+    }
+
+    fn poll_wait(&self, ticket: Ticket, _: &Call, _: &mut Context<'_>) -> Entry {
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        meanwhile.into_iter().for_each(|code| code());
+        Entry::Wait(ticket, None)
+    }
+
+    fn abandon(&self, _: Ticket) {
+        self.waiting.fetch_sub(1, Relaxed);
+        if self.panics.swap(false, Relaxed) {
+            boom();
+        }
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {}
+}
+
+type Tied = Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>;
+
+/// Polls a call as soon as it is woken, as another thread may.
+struct AtOnce(Tied);
+
+impl Wake for AtOnce {
+    fn wake(self: Arc<Self>) {
+        let call = self.0.lock().unwrap().take();
+        if let Some(mut call) = call {
+            let _ = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            *self.0.lock().unwrap() = Some(call);
+        }
+    }
+}
+
+/// The next was woken first, came at once, and found the place of the one before still taken.
+#[test]
+fn who_is_called_finds_the_place_at_the_limit_free() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let fair = Fair::by("tenant", Narrow::default()).build().unwrap();
+    let policy = gated(&fair);
+    let refused = Arc::new(AtomicU32::new(0));
+    let start = move |policy: &Policy, tenant: u64, cost: u32| {
+        let (refused, call) = (refused.clone(), policy.call().owned().key("tenant", tenant).cost(cost));
+        let run = async move {
+            let end = call.run(|| std::future::pending::<Result<(), ()>>()).await;
+            refused.fetch_add(u32::from(end.is_err()), Relaxed);
+            assert!(end.is_ok(), "{end:?}");
+        };
+        Box::pin(run) as Pin<Box<dyn Future<Output = ()> + Send>>
+    };
+    let mut large = start(&policy, 1, 10);
+    let tied = Arc::new(AtOnce(Mutex::new(None)));
+    let (own, second) = (tied.clone(), start.clone());
+    let inside = policy.clone();
+    *fair.limit().meanwhile.lock().unwrap() = Some(Box::new(move || {
+        // A small call goes before it.
+        let mut small = second(&inside, 2, 1);
+        assert!(small.as_mut().poll(&mut Context::from_waker(&Waker::from(own.clone()))).is_pending());
+        *own.0.lock().unwrap() = Some(small);
+    }));
+    assert!(Flag::default().poll(large.as_mut()).is_pending());
+    assert_eq!((fair.limit().waiting.load(Relaxed), fair.queued()), (1, 1), "the small one waits at the limit");
+    drop(large);
+    drop(tied.0.lock().unwrap().take());
+    assert_eq!((fair.limit().waiting.load(Relaxed), fair.queued()), (0, 0));
+}
+
+/// It stood in line when the limit panicked, and nobody had its place in hand.
+#[test]
+fn a_limit_that_panics_when_somebody_steps_aside_leaves_no_place_behind() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let fair = Fair::by("tenant", Narrow::default()).build().unwrap();
+    let policy = gated(&fair);
+    let start = |tenant: u64, cost: u32| {
+        Box::pin(policy.call().key("tenant", tenant).cost(cost).run(|| std::future::pending::<Result<(), ()>>()))
+    };
+    let mut large = start(1, 10);
+    assert!(Flag::default().poll(large.as_mut()).is_pending());
+    fair.limit().panics.store(true, Relaxed);
+    let mut small = start(2, 1);
+    assert!(catch_boom(|| Flag::default().poll(small.as_mut()).is_pending()).is_none());
+    drop(small);
+    assert!(Flag::default().poll(large.as_mut()).is_pending());
+    assert_eq!((fair.limit().waiting.load(Relaxed), fair.queued()), (1, 0), "the large one is at the limit again");
+    drop(large);
+    assert_eq!((fair.limit().waiting.load(Relaxed), fair.queued()), (0, 0));
 }

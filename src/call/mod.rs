@@ -284,10 +284,10 @@ impl Call {
         }
     }
 
-    /// What may cancel it, among other things.
+    /// What may cancel it, if anything may.
     #[inline]
-    pub(crate) fn said(&self) -> Option<&Said> {
-        self.said.as_deref()
+    pub(crate) fn cancels(&self) -> Option<&Said> {
+        self.said.as_deref().filter(|said| said.can_cancel())
     }
 
     /// Why it was cancelled, by the first of its sources; `None` if by a deadline that it inherits and that has passed.

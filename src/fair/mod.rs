@@ -39,10 +39,11 @@
 //! fair queueing (Goyal, Vin and Cheng 1996): what a key has had, divided by its weight, says when its next call may
 //! start, and a key that has just come may at once. So keys that always wait get shares of the limit as their weights
 //! are, to a call of each, whatever their calls cost and however many they have waiting; and a key that wants little goes
-//! next, or next but one, behind others that have had no more.
+//! next, but for others that have had no more.
 //!
 //! Keys that come once each, one after the other, hold nobody up: each of them begins a little later than the one before,
-//! so that all who wait have their turn.
+//! so that all who wait have their turn. A key that comes then waits for what two of the largest calls cost, of each other
+//! key at most.
 //!
 //! Who waits at the limit steps aside when somebody comes who goes before it. In the example one of `loud` ran and one
 //! was there before `quiet`.
@@ -69,6 +70,7 @@
 //! A limit per key is a [`Keyed`](crate::Keyed): there, who has little to do leaves unused what others could use.
 
 mod line;
+mod waiters;
 
 #[cfg(all(test, resile_loom))]
 mod loom;
@@ -83,11 +85,10 @@ use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
 use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Ticket, Underway};
 use crate::internal::queue::{DEFAULT_MAX_QUEUE, LONGEST_QUEUE};
-use crate::internal::slab::Slab;
 use crate::internal::sync::Mutex;
 use crate::keyed::{Id, KeyRef, Secret};
 use crate::step;
-use line::Line;
+use waiters::{Place, State, Turn};
 
 const DEFAULT_PER_KEY: u32 = 1024;
 
@@ -107,42 +108,24 @@ struct Shared<G> {
     name: Name,
 }
 
+/// A place in a queue that is given up if user code panics before it is in its caller's hands.
+struct Standing<'a, G: Gate>(Option<Ticket>, &'a G);
+
+impl<G: Gate> Standing<'_, G> {
+    fn moves_on(mut self) -> Ticket {
+        self.0.take().expect("it is there until it moves on")
+    }
+}
+
+impl<G: Gate> Drop for Standing<'_, G> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.0.take() {
+            self.1.abandon(ticket);
+        }
+    }
+}
+
 type Weights = Box<dyn Fn(KeyRef<'_>) -> NonZeroU32 + Send + Sync>;
-
-#[derive(Default)]
-struct State {
-    /// All who wait, the one at the limit among them.
-    line: Line,
-    waiters: Slab<Waiter>,
-    /// Who waits at the limit, or was told to go there: the first in line, but for one that is just being polled.
-    at_limit: Option<u32>,
-}
-
-struct Waiter {
-    key: Id,
-    place: Place,
-    waker: Option<Waker>,
-}
-
-#[derive(Clone, Copy)]
-enum Place {
-    InLine,
-    /// Told to enter the limit.
-    Called,
-    /// At the limit, with its ticket.
-    AtLimit([u64; 2]),
-    /// It enters the limit, or asks there with its ticket: nobody else may touch that.
-    Asking(Option<[u64; 2]>),
-}
-
-/// What a change of the line has others do, with no lock held.
-#[derive(Default)]
-struct Turn {
-    /// It is first now.
-    wake: Option<Waker>,
-    /// The ticket of one that is no longer.
-    aside: Option<[u64; 2]>,
-}
 
 /// Settings of a [`Fair`].
 #[must_use = "a builder does nothing until it is built"]
@@ -254,10 +237,13 @@ impl<G: Gate> Fair<G> {
     fn enter_limit(&self, id: Id, key: KeyRef<'_>, call: &Call) -> Entry {
         match step::enter(&self.0.gate, call, call.may_wait()) {
             Entry::Wait(inner, at) => {
+                let inner = Standing(Some(inner), &self.0.gate);
                 let weight = self.weight(key);
-                let (ticket, turn) = self.0.state.lock().join(id, weight, call.cost(), Some(inner.words()));
+                let words = inner.moves_on().words();
+                let (ticket, turn) = self.0.state.lock().join(id, weight, call.cost(), Some(words));
+                let ticket = Standing(Some(ticket), self);
                 self.carry_out(turn);
-                Entry::Wait(ticket, at)
+                Entry::Wait(ticket.moves_on(), at)
             }
             entry => entry,
         }
@@ -287,8 +273,9 @@ impl<G: Gate> Fair<G> {
         }
         let (ticket, turn) = state.join(id, weight, call.cost(), None);
         drop(state);
+        let ticket = Standing(Some(ticket), self);
         self.carry_out(turn);
-        Entry::Wait(ticket, None)
+        Entry::Wait(ticket.moves_on(), None)
     }
 
     fn weight(&self, key: KeyRef<'_>) -> NonZeroU32 {
@@ -296,24 +283,12 @@ impl<G: Gate> Fair<G> {
     }
 
     /// Forgets a waiter, which has passed or not; if it was first, the next is called.
-    fn end_wait(&self, [place, turn]: [u32; 2], passed: bool) {
-        let mut state = self.0.state.lock();
-        if state.waiters.at(place, turn).is_none() {
-            return;
+    fn end_wait(&self, number: [u32; 2], passed: bool) {
+        let ended = self.0.state.lock().end(number, passed);
+        if let Some((gone, turn)) = ended {
+            drop(gone);
+            self.carry_out(turn);
         }
-        let Some(gone) = state.waiters.remove(place) else { return };
-        if passed {
-            state.line.pass(gone.key, place);
-        } else {
-            state.line.leave(gone.key, place);
-        }
-        if state.at_limit == Some(place) {
-            state.at_limit = None;
-        }
-        let turn = state.turn();
-        drop(state);
-        drop(gone);
-        self.carry_out(turn);
     }
 
     /// Gives the place at the limit up, and then wakes who is to have it, whichever of the two panics.
@@ -330,68 +305,6 @@ impl<G: Gate> Fair<G> {
         if let Some([a, b]) = turn.aside {
             self.0.gate.abandon(Ticket::new(a, b));
         }
-    }
-}
-
-impl State {
-    /// How many stand in line and not at the limit.
-    fn in_line(&self) -> u32 {
-        self.line.len() - u32::from(self.at_limit.is_some())
-    }
-
-    /// The same of one key.
-    fn in_line_of(&mut self, key: Id) -> u32 {
-        let at_limit = self.at_limit.and_then(|place| self.waiters.get_mut(place)).is_some_and(|it| it.key == key);
-        self.line.len_of(key) - u32::from(at_limit)
-    }
-
-    /// One more waits, who may have a ticket of the limit.
-    fn join(&mut self, key: Id, weight: NonZeroU32, cost: u32, inner: Option<[u64; 2]>) -> (Ticket, Turn) {
-        let (place, number) = self.waiters.insert(Waiter { key, place: Place::InLine, waker: None });
-        self.line.push(key, weight, place, cost);
-        let mut turn = Turn::default();
-        match inner {
-            Some(inner) if self.at_limit.is_none() => {
-                self.at_limit = Some(place);
-                self.stand(place, Place::AtLimit(inner));
-                turn = self.turn();
-            }
-            // Another thread's was faster.
-            Some(inner) => turn.aside = Some(inner),
-            None => turn = self.turn(),
-        }
-        (Ticket::new(place.into(), number.into()), turn)
-    }
-
-    fn stand(&mut self, number: u32, place: Place) {
-        if let Some(waiter) = self.waiters.get_mut(number) {
-            waiter.place = place;
-        }
-    }
-
-    /// Calls the first in line to the limit, in place of who is there.
-    fn turn(&mut self) -> Turn {
-        let mut turn = Turn::default();
-        let first = self.line.first();
-        if self.at_limit == first {
-            return turn;
-        }
-        if let Some(waiter) = self.at_limit.and_then(|place| self.waiters.get_mut(place)) {
-            match waiter.place {
-                // It looks for itself when it has its answer.
-                Place::Asking(_) => return turn,
-                Place::AtLimit(ticket) => turn.aside = Some(ticket),
-                Place::Called | Place::InLine => {}
-            }
-            waiter.place = Place::InLine;
-        }
-        self.at_limit = first;
-        if let Some(waiter) = first.and_then(|place| self.waiters.get_mut(place)) {
-            waiter.place = Place::Called;
-            // One that has none yet is about to be polled.
-            turn.wake = waiter.waker.take();
-        }
-        turn
     }
 }
 
@@ -450,7 +363,7 @@ impl<G: Gate> Gate for Fair<G> {
                 let mut state = self.0.state.lock();
                 state.stand(place, Place::AtLimit(inner.words()));
                 let turn = state.turn();
-                let until = until.filter(|_| state.at_limit == Some(place));
+                let until = until.filter(|_| state.is_at_limit(place));
                 drop(state);
                 self.carry_out(turn);
                 Entry::Wait(ticket, until)

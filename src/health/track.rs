@@ -134,9 +134,7 @@ impl Pulse {
         self.due = now.plus_nanos(self.every);
         lag
     }
-}
 
-impl Pulse {
     /// The time until now was spent on signals: the next beat is due a period from here, if it would be late by that.
     pub(super) fn resume(&mut self, now: Moment) {
         if self.due < now {

@@ -80,20 +80,22 @@ pub(crate) struct Queue {
     /// What all waiters together ask for.
     weight: u64,
     /// Those that were rejected and have not noticed.
-    aside: BTreeMap<Key, Aside>,
-}
-
-/// A waiter out of the ring.
-#[derive(Debug)]
-struct Aside {
-    place: Place,
-    /// It waits again, before all of the ring.
-    recalled: bool,
+    rejected: BTreeMap<Key, Place>,
+    /// Those of them that wait again, before all of the ring. Apart, since many may be rejected while somebody has to be
+    /// found first.
+    recalled: BTreeMap<Key, Place>,
 }
 
 impl Queue {
     pub(crate) const fn new() -> Self {
-        Self { places: VecDeque::new(), len: 0, next: 0, weight: 0, aside: BTreeMap::new() }
+        Self {
+            places: VecDeque::new(),
+            len: 0,
+            next: 0,
+            weight: 0,
+            rejected: BTreeMap::new(),
+            recalled: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -111,7 +113,7 @@ impl Queue {
     /// How far the queue has come: see invariants 1 and 2.
     pub(crate) fn progress(&self) -> u64 {
         let Key(first) = self.first();
-        if self.aside.is_empty() { first } else { first | REJECTIONS }
+        if self.rejected.is_empty() && self.recalled.is_empty() { first } else { first | REJECTIONS }
     }
 
     /// Appends a waiter. The owner has checked its bound.
@@ -129,43 +131,48 @@ impl Queue {
 
     /// What the first waiter asks for.
     pub(crate) fn head(&self) -> Option<u32> {
-        self.first_recalled().map(|(_, aside)| &aside.place).or(self.places.front()).map(|place| place.need)
+        self.head_place().map(|place| place.need)
     }
 
     /// What each waiter asks for, from the first to the last.
     pub(crate) fn needs(&self) -> impl Iterator<Item = u32> + '_ {
-        let recalled = self.aside.values().filter(|aside| aside.recalled).map(|aside| &aside.place);
-        recalled.chain(self.places.iter().filter(|place| !place.empty)).map(|place| place.need)
+        let ring = self.places.iter().filter(|place| !place.empty);
+        self.recalled.values().chain(ring).map(|place| place.need)
     }
 
     /// When the first waiter means to give up.
     pub(crate) fn head_until(&self) -> Option<Moment> {
-        self.first_recalled().map(|(_, aside)| &aside.place).or(self.places.front()).map(|place| place.until)
+        self.head_place().map(|place| place.until)
+    }
+
+    fn head_place(&self) -> Option<&Place> {
+        self.recalled.values().next().or(self.places.front())
     }
 
     /// Lets a waiter that was served wait again, before all others: it came too late for what it was granted.
     pub(crate) fn restore(&mut self, key: Key, need: u32, until: Moment) {
-        let place = Place { key, until, waker: None, need, empty: false };
-        self.aside.insert(key, Aside { place, recalled: true });
-        self.len += 1;
-        self.weight += u64::from(need);
+        self.stand_first(Place { key, until, waker: None, need, empty: false });
     }
 
-    fn first_recalled(&self) -> Option<(&Key, &Aside)> {
-        self.aside.iter().find(|(_, aside)| aside.recalled)
+    fn stand_first(&mut self, place: Place) {
+        self.len += 1;
+        self.weight += u64::from(place.need);
+        self.recalled.insert(place.key, place);
     }
 
     /// Whether a rejected waiter asks for no more than this.
     pub(crate) fn can_recall(&self, most: u32) -> bool {
-        self.aside.values().any(|aside| !aside.recalled && aside.place.need <= most)
+        self.rejected.values().any(|place| place.need <= most)
     }
 
     /// Lets rejected waiters that ask for no more than this wait again, in the places that they had.
     pub(crate) fn recall(&mut self, most: u32) {
-        for aside in self.aside.values_mut().filter(|aside| !aside.recalled && aside.place.need <= most) {
-            aside.recalled = true;
-            self.len += 1;
-            self.weight += u64::from(aside.place.need);
+        for (key, place) in std::mem::take(&mut self.rejected) {
+            if place.need <= most {
+                self.stand_first(place);
+            } else {
+                self.rejected.insert(key, place);
+            }
         }
     }
 
@@ -184,18 +191,15 @@ impl Queue {
     pub(crate) fn reject_head(&mut self) -> Option<Waker> {
         let mut place = self.pop()?;
         let waker = place.waker.take();
-        self.aside.insert(place.key, Aside { place, recalled: false });
+        self.rejected.insert(place.key, place);
         waker
     }
 
     fn pop(&mut self) -> Option<Place> {
-        let recalled = self.first_recalled().map(|(key, _)| *key);
-        if let Some(aside) = recalled.and_then(|key| self.aside.remove(&key)) {
-            self.len -= 1;
-            self.weight -= u64::from(aside.place.need);
-            return Some(aside.place);
-        }
-        let place = self.places.pop_front()?;
+        let place = match self.recalled.pop_first() {
+            Some((_, place)) => place,
+            None => self.places.pop_front()?,
+        };
         self.len -= 1;
         self.weight -= u64::from(place.need);
         self.skip_empty();
@@ -210,25 +214,17 @@ impl Queue {
 
     /// The first waiter's waker, to tell it that it has become the first. It leaves a new one when it polls.
     pub(crate) fn take_head_waker(&mut self) -> Option<Waker> {
-        let recalled = self.aside.values_mut().find(|aside| aside.recalled).map(|aside| &mut aside.place);
-        recalled.or(self.places.front_mut())?.waker.take()
+        self.recalled.values_mut().next().or(self.places.front_mut())?.waker.take()
     }
 
     /// What a waiter has come to. Who has left is as good as rejected.
     pub(crate) fn status(&self, key: Key) -> Status {
-        let first = self.first();
-        if let Some(aside) = self.aside.get(&key) {
-            if !aside.recalled {
-                return Status::Rejected;
-            }
-            return Status::Waiting { head: self.first_recalled().is_some_and(|(first, _)| *first == key) };
-        }
-        if key == first && !self.places.is_empty() {
-            Status::Waiting { head: self.first_recalled().is_none() }
-        } else if key < first {
+        if self.rejected.contains_key(&key) {
+            Status::Rejected
+        } else if key < self.first() && !self.recalled.contains_key(&key) {
             Status::Served
-        } else if self.find(key).is_some() {
-            Status::Waiting { head: false }
+        } else if self.recalled.contains_key(&key) || self.find(key).is_some() {
+            Status::Waiting { head: self.head_place().is_some_and(|head| head.key == key) }
         } else {
             Status::Rejected
         }
@@ -241,22 +237,17 @@ impl Queue {
 
     /// When a waiter means to give up.
     pub(crate) fn until(&self, key: Key) -> Moment {
-        let aside = self.aside.get(&key).map(|aside| &aside.place);
-        aside.or(self.find(key).map(|index| &self.places[index])).map_or(Moment::NEVER, |place| place.until)
+        let place = self.recalled.get(&key).or(self.find(key).map(|index| &self.places[index]));
+        place.map_or(Moment::NEVER, |place| place.until)
     }
 
     /// Leaves a waker, and takes back whichever one is not needed: to be dropped after the lock is released.
     #[must_use]
     pub(crate) fn leave_waker(&mut self, key: Key, waker: Waker) -> Option<Waker> {
-        let aside = self.aside.get_mut(&key).filter(|aside| aside.recalled).map(|aside| &mut aside.place.waker);
-        let place = match aside {
-            Some(place) => place,
-            None => match self.find(key) {
-                Some(index) => &mut self.places[index].waker,
-                None => return Some(waker),
-            },
-        };
-        match place {
+        let index = self.find(key);
+        let ring = index.and_then(|index| self.places.get_mut(index));
+        let Some(place) = self.recalled.get_mut(&key).or(ring) else { return Some(waker) };
+        match &mut place.waker {
             Some(old) if old.will_wake(&waker) => Some(waker),
             place => place.replace(waker),
         }
@@ -269,10 +260,10 @@ impl Queue {
         match status {
             Status::Waiting { head: true } => waker = self.serve_head(),
             Status::Waiting { head: false } => {
-                if let Some(aside) = self.aside.remove(&key) {
-                    waker = aside.place.waker;
+                if let Some(place) = self.recalled.remove(&key) {
+                    waker = place.waker;
                     self.len -= 1;
-                    self.weight -= u64::from(aside.place.need);
+                    self.weight -= u64::from(place.need);
                 } else if let Some(index) = self.find(key) {
                     let place = &mut self.places[index];
                     place.empty = true;
@@ -284,7 +275,7 @@ impl Queue {
                 }
             }
             Status::Rejected => {
-                self.aside.remove(&key);
+                self.rejected.remove(&key);
             }
             Status::Served => {}
         }
@@ -360,7 +351,7 @@ mod tests {
         queue.reject_head();
         assert_eq!(queue.remove(keys[2]).0, Status::Rejected);
         assert_eq!((queue.len(), queue.weight()), (0, 0));
-        assert!(queue.places.is_empty() && queue.aside.is_empty());
+        assert!(queue.places.is_empty() && queue.rejected.is_empty());
     }
 
     #[test]
@@ -541,7 +532,7 @@ mod tests {
                     prop_assert_eq!(queue.status(*key), expected);
                     let seen = key.is_served(queue.progress());
                     prop_assert!(!seen || expected == Status::Served, "the quick look errs on the safe side");
-                    if queue.aside.is_empty() {
+                    if queue.rejected.is_empty() && queue.recalled.is_empty() {
                         prop_assert_eq!(seen, expected == Status::Served);
                     }
                 }

@@ -11,6 +11,9 @@ use std::time::Duration;
 use pin_project::pin_project;
 use tokio::time::{Instant, Sleep};
 
+/// How late a timer of tokio's may fire, in nanoseconds.
+pub(crate) const TIMER_GRAIN: u64 = 2_000_000;
+
 /// Where the anchor lies on the scale: the middle, so that readings before it are still positive.
 const ORIGIN: u64 = 1 << 62;
 

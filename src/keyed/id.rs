@@ -145,9 +145,7 @@ impl Secret {
             KeyRef::Ip(address) => self.hash(address),
         }
     }
-}
 
-impl Secret {
     fn hash(&self, key: impl Hash + Copy) -> Id {
         let [place, rest] = &self.texts;
         Id { place: place.hash_one(key), rest: rest.hash_one(key) as u32 | TEXT }

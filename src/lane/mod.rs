@@ -209,7 +209,7 @@ impl Lane {
     #[inline]
     fn poll_pause(&mut self, timer: Pin<&mut Timer>, until: Moment, cx: &mut Context<'_>) -> Poll<Woken> {
         // If nobody has cancelled, the task is woken when somebody does.
-        if let Some(said) = self.call.said() {
+        if let Some(said) = self.call.cancels() {
             if self.frames.rare.get_or_insert_default().waits.is_over(said, cx) {
                 return Poll::Ready(Woken::Cancelled);
             }

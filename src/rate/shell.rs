@@ -5,7 +5,8 @@
 //!    whoever comes to the lock serves all that are due. So a waiter that does not come holds up nobody, and what the
 //!    others were told stays true.
 //! 3. A grant that is not fetched goes back like any other taking that came to nothing.
-//! 4. Each waiter has a timer for the moment that it was told. Whatever may make that moment earlier wakes the head.
+//! 4. Each waiter has a timer for the moment that it was told. Whatever may make that moment earlier wakes the head, and
+//!    from then on each that becomes the head.
 
 use std::collections::BTreeMap;
 use std::task::{Context, Waker};
@@ -18,7 +19,7 @@ use crate::error::{Name, Reason, Refusal};
 use crate::gate::{Entry, Outcome, Pass, Ticket, Underway};
 use crate::internal::queue::{Key, Queue, Status, WakeList};
 use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
-use crate::internal::time::{Moment, nanos};
+use crate::internal::time::{Moment, TIMER_GRAIN, nanos};
 
 /// A machine that says when so many may go. Costs are at least 1 and at most the largest, and but for the first two
 /// everything is asked with the lock held.
@@ -153,9 +154,6 @@ struct Grant {
     due: Moment,
     until: Moment,
 }
-
-/// How late a grant may be fetched where calls go out one at a time: a timer's grain, twice.
-const LATE: u64 = 2_000_000;
 
 impl<M: Meter> Shell<M> {
     pub(super) fn new(meter: M, locked: M::Locked, waits: Waits) -> Self {
@@ -477,7 +475,7 @@ impl<M: Meter> Shell<M> {
         let Some(Grant { taken, cost, due, until }) = granted.remove(&key) else {
             unreachable!("a grant is fetched once")
         };
-        if !M::PACED || now <= due.plus_nanos(LATE) {
+        if !M::PACED || now <= due.plus_nanos(TIMER_GRAIN) {
             return Ok(taken);
         }
         self.meter.disturbed(locked);
