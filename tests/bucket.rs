@@ -754,12 +754,17 @@ async fn a_token_of_a_call_that_never_reached_its_operation_comes_back() {
     drop(held);
 }
 
+/// A policy in which calls take a token and then wait for a permit that somebody holds.
+fn in_front_of_a_queue(bucket: &TokenBucket) -> (Policy, Guard) {
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let held = semaphore.try_acquire().unwrap();
+    (Policy::named("inner").gate(bucket.clone()).gate(semaphore).build().unwrap(), held)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_token_comes_back_although_somebody_has_taken_since() {
     let bucket = per_second(1, 3);
-    let semaphore = Semaphore::permits(1).build().unwrap();
-    let _held = semaphore.try_acquire().unwrap();
-    let policy = Policy::named("inner").gate(bucket.clone()).gate(semaphore).build().unwrap();
+    let (policy, _held) = in_front_of_a_queue(&bucket);
     let mut queued = Box::pin(policy.run(pending::<Result<(), ()>>));
     assert!(poll_immediate(queued.as_mut()).await.is_none());
     bucket.try_take(1).unwrap();
@@ -773,9 +778,7 @@ async fn tokens_of_many_that_leave_a_queue_further_in_come_back_in_any_order() {
     for held in [0, 200] {
         for order in [false, true] {
             let bucket = per_second(500, 500);
-            let semaphore = Semaphore::permits(1).build().unwrap();
-            let _held = semaphore.try_acquire().unwrap();
-            let policy = Policy::named("inner").gate(bucket.clone()).gate(semaphore).build().unwrap();
+            let (policy, _held) = in_front_of_a_queue(&bucket);
             let mut queued: Vec<_> = (0..500).map(|_| Box::pin(policy.run(pending::<Result<(), ()>>))).collect();
             for run in &mut queued {
                 assert!(poll_immediate(run.as_mut()).await.is_none());
@@ -795,9 +798,7 @@ async fn tokens_of_many_that_leave_a_queue_further_in_come_back_in_any_order() {
 #[tokio::test(start_paused = true)]
 async fn what_accrued_while_a_token_was_held_does_not_come_back_with_it() {
     let bucket = per_second(1, 2);
-    let semaphore = Semaphore::permits(1).build().unwrap();
-    let _held = semaphore.try_acquire().unwrap();
-    let policy = Policy::named("inner").gate(bucket.clone()).gate(semaphore).build().unwrap();
+    let (policy, _held) = in_front_of_a_queue(&bucket);
     let mut queued = Box::pin(policy.run(pending::<Result<(), ()>>));
     assert!(poll_immediate(queued.as_mut()).await.is_none());
     advance(secs(1)).await;
@@ -810,9 +811,7 @@ async fn what_accrued_while_a_token_was_held_does_not_come_back_with_it() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_comes_back_goes_to_who_waits_at_once() {
     let bucket = per_second(1, 1);
-    let semaphore = Semaphore::permits(1).build().unwrap();
-    let _held = semaphore.try_acquire().unwrap();
-    let policy = Policy::named("inner").gate(bucket.clone()).gate(semaphore).build().unwrap();
+    let (policy, _held) = in_front_of_a_queue(&bucket);
     let mut queued = Box::pin(policy.run(pending::<Result<(), ()>>));
     assert!(poll_immediate(queued.as_mut()).await.is_none());
     let start = Instant::now();
@@ -961,15 +960,17 @@ fn threads_that_take_during_a_change_of_rate_get_no_more_than_the_burst() {
     assert_eq!(taken.into_inner(), 1000);
 }
 
+struct Bomb(AtomicBool);
+
+impl Wake for Bomb {
+    fn wake(self: Arc<Self>) {
+        assert!(!self.0.load(Ordering::Relaxed), "boom");
+    }
+}
+
 /// The token of the first in line was lost with the panic of the second one's waker.
 #[tokio::test(start_paused = true)]
 async fn a_waker_that_panics_costs_nobody_a_token() {
-    struct Bomb(AtomicBool);
-    impl Wake for Bomb {
-        fn wake(self: Arc<Self>) {
-            assert!(!self.0.load(Ordering::Relaxed), "boom");
-        }
-    }
     let bucket = drained(1, 1);
     let mut first = Waiter::queued(&bucket, 1);
     let bomb = Arc::new(Bomb(AtomicBool::new(false)));
@@ -984,6 +985,26 @@ async fn a_waker_that_panics_costs_nobody_a_token() {
     assert!(polled.is_err());
     drop((first, second));
     assert_eq!((bucket.queued(), takes(&bucket)), (0, 1));
+}
+
+/// Who came just then kept a place that it did not know of, and a token went there.
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_leaves_no_place_to_who_comes_then() {
+    let bucket = drained(1, 1);
+    let bomb = Arc::new(Bomb(AtomicBool::new(false)));
+    let waker = Waker::from(bomb.clone());
+    let mut first = Box::pin(bucket.acquire());
+    assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    advance(secs(1)).await;
+    bomb.0.store(true, Ordering::Relaxed);
+    let mut newcomer = Box::pin(bucket.acquire());
+    let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        newcomer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }));
+    assert!(polled.is_err());
+    drop(newcomer);
+    assert_eq!(bucket.queued(), 0);
+    assert!(poll_immediate(first).await.unwrap().is_ok());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -778,3 +778,28 @@ async fn an_instant_from_the_operations_side_sleeps_to_the_same_end() {
         .unwrap();
     assert_eq!(start.elapsed(), ms(100));
 }
+
+/// Calls that had not waited put the next probe off each time, so that those which had were refused for ever.
+#[tokio::test(start_paused = true)]
+async fn an_estimate_that_was_too_high_comes_down_beside_calls_that_do_not_wait() {
+    let permits = Semaphore::permits(1).build().unwrap();
+    // A gate of the user's own is entered by the long way.
+    let policy = Policy::named("p").timeout(ms(1000)).gate(permits.clone()).gate(Notes::default()).build().unwrap();
+    let waits = async |time: Duration, deadline: Duration| {
+        let held = permits.try_acquire().unwrap();
+        let call = policy.call().deadline(deadline).run(|| takes(time));
+        let (end, ()) = join(call, async {
+            sleep(ms(5)).await;
+            held.success();
+        })
+        .await;
+        end
+    };
+    waits(ms(900), ms(1000)).await.unwrap();
+    let start = Instant::now();
+    while waits(ms(1), ms(500)).await.is_err() {
+        policy.call().deadline(ms(100)).run(|| takes(ms(1))).await.unwrap();
+        sleep(ms(50)).await;
+        assert!(start.elapsed() < ms(3000), "the peer is quick again");
+    }
+}

@@ -881,3 +881,50 @@ async fn fields_tell_the_rate_and_not_the_burst_and_no_more_than_is_known() {
     let fields = LimitFields::from(&large);
     assert!(fields.service.is_none_or(|service| !service.to_string().contains("r=0")), "one token is there");
 }
+
+/// What had been foreseen for those who wait was in the time of the clock that was ahead, and told others an hour.
+#[test]
+fn a_clock_that_was_ahead_is_forgotten_with_what_was_foreseen_by_it() {
+    let window = SlidingWindow::per_second(1).build().unwrap();
+    let (ahead, behind) = (Clock::paused(), Clock::paused());
+    ahead.advance(secs(3600));
+    let entered = ahead.enter();
+    window.try_take(1).unwrap();
+    let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(window.acquire())).collect();
+    for waiter in &mut waiting {
+        assert!(Flag::default().poll(waiter.as_mut()).is_pending());
+    }
+    drop(entered);
+    let entered = behind.enter();
+    let after = window.try_take(1).unwrap_err().retry_after().unwrap();
+    assert!(after <= secs(5), "{after:?}");
+    drop(entered);
+    let _entered = ahead.enter();
+    drop(waiting);
+}
+
+/// A grant that was fetched late was charged twice, and the waiter stood first again with no end to its wait.
+#[tokio::test(start_paused = true)]
+async fn a_late_poll_of_a_leaky_bucket_costs_one_place_and_keeps_its_longest_wait() {
+    let bucket = LeakyBucket::per_second(10).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let mut late = Box::pin(bucket.acquire());
+    assert!(Flag::default().poll(late.as_mut()).is_pending());
+    advance(ms(105)).await;
+    assert!(poll_immediate(late).await.unwrap().is_ok(), "its turn has come, and nobody else's");
+    assert_eq!(bucket.try_take(1).unwrap_err().retry_after(), Some(ms(100)));
+
+    let bucket = LeakyBucket::per_second(10).max_wait(ms(250)).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(bucket.acquire())).collect();
+    for waiter in &mut waiting {
+        assert!(Flag::default().poll(waiter.as_mut()).is_pending());
+    }
+    // Both are due. The second comes first, and takes the place that is there; the first would be let out too late.
+    advance(ms(205)).await;
+    assert!(poll_immediate(waiting.remove(1)).await.unwrap().is_ok());
+    let first = waiting.remove(0);
+    let start = Instant::now();
+    assert_eq!(first.await.unwrap_err().reason(), Reason::TooLate);
+    assert!(start.elapsed() <= ms(50), "{:?}", start.elapsed());
+}

@@ -108,23 +108,6 @@ struct Shared<G> {
     name: Name,
 }
 
-/// A place in a queue that is given up if user code panics before it is in its caller's hands.
-struct Standing<'a, G: Gate>(Option<Ticket>, &'a G);
-
-impl<G: Gate> Standing<'_, G> {
-    fn moves_on(mut self) -> Ticket {
-        self.0.take().expect("it is there until it moves on")
-    }
-}
-
-impl<G: Gate> Drop for Standing<'_, G> {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.0.take() {
-            self.1.abandon(ticket);
-        }
-    }
-}
-
 type Weights = Box<dyn Fn(KeyRef<'_>) -> NonZeroU32 + Send + Sync>;
 
 /// Settings of a [`Fair`].
@@ -237,13 +220,13 @@ impl<G: Gate> Fair<G> {
     fn enter_limit(&self, id: Id, key: KeyRef<'_>, call: &Call) -> Entry {
         match step::enter(&self.0.gate, call, call.may_wait()) {
             Entry::Wait(inner, at) => {
-                let inner = Standing(Some(inner), &self.0.gate);
+                let inner = Underway::new(inner, |inner| self.0.gate.abandon(inner));
                 let weight = self.weight(key);
-                let words = inner.moves_on().words();
+                let words = inner.arrive().words();
                 let (ticket, turn) = self.0.state.lock().join(id, weight, call.cost(), Some(words));
-                let ticket = Standing(Some(ticket), self);
+                let ticket = Underway::new(ticket, |ticket| self.abandon(ticket));
                 self.carry_out(turn);
-                Entry::Wait(ticket.moves_on(), at)
+                Entry::Wait(ticket.arrive(), at)
             }
             entry => entry,
         }
@@ -273,9 +256,9 @@ impl<G: Gate> Fair<G> {
         }
         let (ticket, turn) = state.join(id, weight, call.cost(), None);
         drop(state);
-        let ticket = Standing(Some(ticket), self);
+        let ticket = Underway::new(ticket, |ticket| self.abandon(ticket));
         self.carry_out(turn);
-        Entry::Wait(ticket.moves_on(), None)
+        Entry::Wait(ticket.arrive(), None)
     }
 
     fn weight(&self, key: KeyRef<'_>) -> NonZeroU32 {
@@ -371,7 +354,7 @@ impl<G: Gate> Gate for Fair<G> {
             Entry::Pass(pass) => {
                 let pass = Underway::new(pass, |pass| self.0.gate.leave(pass, Outcome::NotStarted));
                 self.end_wait([place, turn], true);
-                pass.arrive()
+                Entry::Pass(pass.arrive())
             }
             Entry::Refused(_) => {
                 self.end_wait([place, turn], false);

@@ -1,7 +1,5 @@
 //! What a call holds of a gate: a [`Pass`] once it is in, a [`Ticket`] while it waits.
 
-use super::Entry;
-
 /// Proof of having been let in: two words in which the gate notes what it needs to take it back.
 ///
 /// Not `Clone`: a pass is given once and taken back once.
@@ -43,24 +41,24 @@ impl Pass {
     }
 }
 
-/// A pass on its way to its call: it goes back if somebody's waker panics before it gets there.
-pub(crate) struct Underway<F: FnOnce(Pass)>(Option<(Pass, F)>);
+/// A pass or a ticket on its way to its call: it goes back if user code panics before it gets there.
+pub(crate) struct Underway<T, F: FnOnce(T)>(Option<(T, F)>);
 
-impl<F: FnOnce(Pass)> Underway<F> {
-    pub(crate) const fn new(pass: Pass, back: F) -> Self {
-        Self(Some((pass, back)))
+impl<T, F: FnOnce(T)> Underway<T, F> {
+    pub(crate) const fn new(it: T, back: F) -> Self {
+        Self(Some((it, back)))
     }
 
-    pub(crate) fn arrive(mut self) -> Entry {
-        let (pass, _) = self.0.take().expect("it is there until it arrives");
-        Entry::Pass(pass)
+    pub(crate) fn arrive(mut self) -> T {
+        let (it, _) = self.0.take().expect("it is there until it arrives");
+        it
     }
 }
 
-impl<F: FnOnce(Pass)> Drop for Underway<F> {
+impl<T, F: FnOnce(T)> Drop for Underway<T, F> {
     fn drop(&mut self) {
-        if let Some((pass, back)) = self.0.take() {
-            back(pass);
+        if let Some((it, back)) = self.0.take() {
+            back(it);
         }
     }
 }

@@ -302,9 +302,9 @@ impl<M: Meter> Shell<M> {
                 let Some(reason) = self.why_not_wait(call, due, waiting.queue.len()) else {
                     let ticket = self.queue_up(&mut waiting, call, due);
                     drop(waiting);
-                    // Nothing is held, so a waker that panics loses nothing but the place, which nobody keeps.
+                    let ticket = Underway::new(ticket, |ticket| self.abandon(&ticket));
                     wakers.wake();
-                    return Entry::Wait(ticket, Some(due));
+                    return Entry::Wait(ticket.arrive(), Some(due));
                 };
                 Err((reason, due))
             }
@@ -315,7 +315,7 @@ impl<M: Meter> Shell<M> {
             Ok(taken) => {
                 let pass = Underway::new(Pass::new(taken, cost.into()), |pass| self.undo(&pass));
                 wakers.wake();
-                pass.arrive()
+                Entry::Pass(pass.arrive())
             }
             Err((reason, due)) => {
                 wakers.wake();
@@ -435,10 +435,11 @@ impl<M: Meter> Shell<M> {
                     let pass = Underway::new(Pass::new(taken, cost.into()), |pass| self.undo(&pass));
                     wakers.wake();
                     drop(waker);
-                    return pass.arrive();
+                    return Entry::Pass(pass.arrive());
                 }
-                // Fetched too late: it is the head once more.
-                Err(due) => (status, next) = (Status::Waiting { head: true }, Some(due)),
+                // Fetched too late: it is the head once more, unless its time would be over.
+                Err(Some(due)) => (status, next) = (Status::Waiting { head: true }, Some(due)),
+                Err(None) => status = Status::Rejected,
             }
         }
         if status == Status::Rejected {
@@ -469,8 +470,9 @@ impl<M: Meter> Shell<M> {
     }
 
     /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, what is fetched late goes back,
-    /// less what has come in since, and the waiter takes anew or stands first again: then, the moment when it is due.
-    fn fetch(&self, waiting: &mut Waiting<M::Locked>, key: Key, now: Moment) -> Result<u64, Moment> {
+    /// less what has come in since, and the waiter takes anew or stands first again: then, the moment when it is due. `None` if
+    /// that is too late for it.
+    fn fetch(&self, waiting: &mut Waiting<M::Locked>, key: Key, now: Moment) -> Result<u64, Option<Moment>> {
         let Waiting { queue, granted, served, sooner, locked } = waiting;
         let Some(Grant { taken, cost, due, until }) = granted.remove(&key) else {
             unreachable!("a grant is fetched once")
@@ -483,13 +485,14 @@ impl<M: Meter> Shell<M> {
         *sooner = true;
         match self.meter.take(locked, now, cost) {
             Take::Now(taken) => Ok(taken),
+            Take::At(due) if due > until => Err(None),
             Take::At(due) => {
                 if queue.is_empty() {
                     self.meter.set_waiting(true);
                 }
                 *served = now;
                 queue.restore(key, cost, until);
-                Err(due)
+                Err(Some(due))
             }
         }
     }
