@@ -442,7 +442,9 @@ fn user_code_that_panics_at_the_door_leaves_no_place_behind() {
     assert_eq!((bucket.queued(), fair.queued()), (1, 1));
     for served in 1..=2 {
         clock.advance(ms(100));
-        calls.iter_mut().for_each(|call| drop(Flag::default().poll(call.as_mut())));
+        for call in &mut calls {
+            let _ = Flag::default().poll(call.as_mut());
+        }
         assert_eq!(order.lock().unwrap().len(), served);
     }
 }
@@ -466,7 +468,9 @@ impl Gate for Narrow {
 
     fn poll_wait(&self, ticket: Ticket, _: &Call, _: &mut Context<'_>) -> Entry {
         let meanwhile = self.meanwhile.lock().unwrap().take();
-        meanwhile.into_iter().for_each(|code| code());
+        if let Some(code) = meanwhile {
+            code();
+        }
         Entry::Wait(ticket, None)
     }
 
@@ -506,7 +510,7 @@ fn who_is_called_finds_the_place_at_the_limit_free() {
     let start = move |policy: &Policy, tenant: u64, cost: u32| {
         let (refused, call) = (refused.clone(), policy.call().owned().key("tenant", tenant).cost(cost));
         let run = async move {
-            let end = call.run(|| std::future::pending::<Result<(), ()>>()).await;
+            let end = call.run(std::future::pending::<Result<(), ()>>).await;
             refused.fetch_add(u32::from(end.is_err()), Relaxed);
             assert!(end.is_ok(), "{end:?}");
         };
@@ -537,7 +541,7 @@ fn a_limit_that_panics_when_somebody_steps_aside_leaves_no_place_behind() {
     let fair = Fair::by("tenant", Narrow::default()).build().unwrap();
     let policy = gated(&fair);
     let start = |tenant: u64, cost: u32| {
-        Box::pin(policy.call().key("tenant", tenant).cost(cost).run(|| std::future::pending::<Result<(), ()>>()))
+        Box::pin(policy.call().key("tenant", tenant).cost(cost).run(std::future::pending::<Result<(), ()>>))
     };
     let mut large = start(1, 10);
     assert!(Flag::default().poll(large.as_mut()).is_pending());
