@@ -7,9 +7,9 @@ mod support;
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use resile::{Drain, Policy, Semaphore, TokenBucket};
+use resile::{CircuitBreaker, Drain, Policy, Semaphore, TokenBucket};
 use support::rounds::{Effort, Line, print_head};
 use support::{laps, together};
 use tokio::runtime::Runtime;
@@ -27,8 +27,24 @@ fn main() {
     share(effort, "semaphore", &support::only_gate(support::semaphore()), None);
     share(effort, "breaker", &support::only_gate(support::breaker()), None);
     share(effort, "drain", &support::only_gate(Drain::new()), None);
+    refuse(effort);
     queue(effort);
     wait_for_tokens(effort);
+}
+
+/// A breaker that is open: what it is asked most in an outage.
+fn refuse(effort: Effort) {
+    let breaker = CircuitBreaker::builder().open_for(Duration::from_secs(3600)).max_open_for(Duration::from_secs(3600));
+    let breaker = breaker.consecutive_failures(1).build().expect("a valid breaker");
+    breaker.try_acquire().expect("it is closed").failure();
+    let start = || {
+        let breaker = breaker.clone();
+        laps::repeat(move || assert!(black_box(breaker.try_acquire()).is_err()))
+    };
+    let Some([alone, shared]) = together::medians(effort, [(1, &start), (2, &start)]) else { return };
+    println!("  breaker, open: a refusal");
+    Line::new("    alone", alone, "ns").must(45.0, 30.0).print();
+    Line::new("    two threads", shared, "ns").must(60.0, 40.0).print();
 }
 
 /// Two threads that share a policy, against one that has it alone.
