@@ -63,8 +63,8 @@
 //!
 //! An open circuit refuses with the time at which it will be half open. While all probes are on their way, nobody knows
 //! when they will be answered; most likely after about the length of a call. The advice then is a quarter of the time that
-//! the youngest has been out already, at least 10 ms, and at most the end of the first lease. (The
-//! lease alone would send callers away for far too long: it is there for peers that hang.)
+//! the youngest has been out already, at least 10 ms, and at most the end of the first lease. (The lease alone would send
+//! callers away for far too long: it is there for peers that hang.)
 //!
 //! # Choosing the times
 //!
@@ -92,7 +92,8 @@
 //! Closed, a call costs one load to enter. To leave, with a time window, it looks once more and adds to a word that only
 //! its thread writes: no locked instruction. As many threads as there are cores, at most 16, own such words; all others
 //! share one set of them, by compare-and-swap. A window of calls is one ring for all threads. No lock is taken until
-//! something fails, nor while the circuit is open: a refusal is two loads. Memory: 384 bytes for each set of a time window, one byte per call for a count.
+//! something fails, nor while the circuit is open: a refusal is two loads. Memory: 384 bytes for each set of a time
+//! window, one byte per call for a count.
 
 mod builder;
 mod keyed;
