@@ -35,8 +35,8 @@ pub(crate) struct LeastTime {
     cap: u64,
     /// How long after the last sample a probe may start, in nanoseconds.
     patience: u64,
-    /// The estimate in nanoseconds and one; 0 while nothing is known. Threads may overwrite each other's samples: the estimate
-    /// needs no exact count.
+    /// The estimate in nanoseconds and one; 0 while nothing is known. Threads may overwrite each other's samples: an
+    /// estimate needs no exact count.
     takes: AtomicU64,
     /// The last sample or probe.
     sampled: AtomicU64,

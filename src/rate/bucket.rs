@@ -29,9 +29,9 @@ const BURSTS_PER_SECOND: u64 = 10;
 /// A call takes as many tokens as it costs. If they are there and nobody waits, it has them. Otherwise its place in the
 /// queue tells when it would be served: if that is past its deadline or `max_wait`, it is refused at once and told when
 /// to come back; else it waits in order. Tokens are taken when they are due, so leaving the queue costs nothing. A call
-/// that never reached its operation puts back what it took, less what has come in since, in whichever order calls leave. A cost that is settled
-/// afterwards above what was taken is owed: everybody waits until it has come in. No more is owed than comes in four
-/// years.
+/// that never reached its operation puts back what it took, less what has come in since, in whichever order calls leave.
+/// A cost that is settled afterwards above what was taken is owed: everybody waits until it has come in. No more is owed
+/// than comes in four years.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |

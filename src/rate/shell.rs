@@ -469,9 +469,9 @@ impl<M: Meter> Shell<M> {
         Entry::Wait(Ticket::new(bits, due.nanos()), Some(due))
     }
 
-    /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, what is fetched late goes back,
-    /// less what has come in since, and the waiter takes anew or stands first again: then, the moment when it is due. `None` if
-    /// that is too late for it.
+    /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, what is fetched late goes
+    /// back, less what has come in since, and the waiter takes anew or stands first again: then, the moment when it is
+    /// due. `None` if that is too late for it.
     fn fetch(&self, waiting: &mut Waiting<M::Locked>, key: Key, now: Moment) -> Result<u64, Option<Moment>> {
         let Waiting { queue, granted, served, sooner, locked } = waiting;
         let Some(Grant { taken, cost, due, until }) = granted.remove(&key) else {

@@ -27,9 +27,9 @@ const LONGEST_LOG: u32 = 65_536;
 /// It keeps **a log**, and is exact: in no stretch of time shorter than the window does more than the limit pass. A limit
 /// above 65,536 is too much for a log.
 ///
-/// If that is [asked for](SlidingWindowBuilder::estimated), it keeps **two counters**, of the running window and of the one before it, and takes the calls
-/// of the one before to have come evenly. With `x` the part of the running window that is over and `b` the count of the
-/// one before,
+/// If that is [asked for](SlidingWindowBuilder::estimated), it keeps **two counters**, of the running window and of the
+/// one before it, and takes the calls of the one before to have come evenly. With `x` the part of the running window that
+/// is over and `b` the count of the one before,
 ///
 /// ```text
 /// estimate = current + b × (1 - x)        estimate - b × (1 - x)  ≤  exact count  ≤  estimate + b × x
