@@ -201,7 +201,7 @@ impl Call {
     #[inline]
     pub(crate) fn start(&mut self, said: Option<&Arc<Said>>) {
         if self.within != u64::MAX {
-            self.deadline = self.deadline.min(self.now().plus_nanos(self.within));
+            self.narrow_to(self.now().plus_nanos(self.within));
             self.within = u64::MAX;
         }
         if said.is_some() {
@@ -210,12 +210,17 @@ impl Call {
         if context::is_present() {
             self.inherit();
         }
-        self.caller = self.caller.min(self.deadline);
+    }
+
+    /// Narrows the deadline that the call has outside of all steps.
+    fn narrow_to(&mut self, deadline: Moment) {
+        self.deadline = self.deadline.min(deadline);
+        self.caller = self.caller.min(deadline);
     }
 
     /// Until when a caller waits that does not end this call.
     pub(crate) fn set_caller_end(&mut self, ends: Moment) {
-        self.caller = ends;
+        self.caller = self.caller.min(ends);
     }
 
     #[cold]
@@ -225,7 +230,8 @@ impl Call {
         }
         context::with(|context| {
             if context.ends() < self.deadline {
-                (self.deadline, self.origin) = (context.ends(), Origin::Context);
+                self.narrow_to(context.ends());
+                self.origin = Origin::Context;
             }
             self.priority = self.priority.or(context.get_priority());
             said::add(&mut self.said, context.said());
@@ -253,7 +259,7 @@ impl Call {
     pub(crate) fn narrow(&mut self, deadline: Deadline) {
         match deadline.0 {
             When::After(after) => self.within = self.within.min(nanos(after)),
-            When::At(at) => self.deadline = self.deadline.min(at),
+            When::At(at) => self.narrow_to(at),
         }
     }
 

@@ -52,6 +52,8 @@ impl Lane {
     fn leave_well(&mut self, steps: &[Step], mut hearers: u64, verdict: Verdict) {
         let times = self.times();
         let frames = self.frames.get();
+        // One length for both, so that one check of a place serves for both.
+        let frames = &mut frames[..steps.len()];
         while hearers != 0 {
             let place = hearers.ilog2() as usize;
             hearers ^= 1 << place;

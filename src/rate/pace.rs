@@ -40,8 +40,9 @@ const fn from(state: u64, time: u64, grace: u64) -> u64 {
     if state + grace >= time { state } else { time }
 }
 
-/// Where on the scale a reading lies that is not on it; out of line, to keep the common path free of branches.
+/// Where on the scale a reading lies that is not on it. Out of line: inlined, its division is done for every call.
 #[cold]
+#[inline(never)]
 const fn out_of_scale(now: Moment) -> u64 {
     now.nanos().saturating_sub(BASE) % LAST
 }
