@@ -117,6 +117,82 @@ async fn the_line_is_bounded_in_all_and_per_key() {
     assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
 }
 
+/// A branch of a `select!` whose handler takes long keeps its wait, but doesn't poll it.
+#[tokio::test(start_paused = true)]
+async fn who_is_called_and_not_polled_is_passed_over_and_keeps_its_place() {
+    let fair = Fair::by("tenant", Semaphore::permits(1)).build().unwrap();
+    let (policy, order) = (gated(&fair), Order::default());
+    let holds = fair.limit().try_acquire().unwrap();
+    let mut away: Vec<Running> = (0..3).map(|number| call(&policy, &order, number, 0, ms(50))).collect();
+    for waits in &mut away {
+        assert!(Flag::default().poll(waits.as_mut()).is_pending());
+    }
+    let others = tokio::task::LocalSet::new();
+    let served = others.run_until(async {
+        let started = tokio::time::Instant::now();
+        let later: Vec<_> =
+            (1..3).map(|number| tokio::task::spawn_local(call(&policy, &order, 0, number, ms(5)))).collect();
+        tokio::time::sleep(ms(1)).await;
+        drop(holds);
+        for done in later {
+            done.await.unwrap().unwrap();
+        }
+        started.elapsed()
+    });
+    let took = served.await;
+    assert!(took <= ms(50 + 3 * 10 + 20), "one look of five that wait, and then three that don't come: {took:?}");
+    assert_eq!(*order.lock().unwrap(), [(0, 1), (0, 2)]);
+    // The last that went away comes first, and then two of its key who were there after the one that comes next.
+    let now = |tenant: u64, number: u32| call(&policy, &order, tenant, number, ms(1));
+    let ends =
+        futures::future::join5(away.pop().unwrap(), now(1, 8), now(0, 9), away.pop().unwrap(), away.pop().unwrap());
+    assert!(tokio::time::timeout(ms(500), ends).await.is_ok());
+    let order = order.lock().unwrap();
+    let place = |tenant: u64, number: u32| order.iter().position(|it| *it == (tenant, number)).unwrap();
+    assert!(place(1, 0) < place(1, 8) && place(0, 0) < place(0, 9), "{order:?}");
+    assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
+}
+
+/// What is never polled again and never dropped holds nobody up either.
+#[tokio::test(start_paused = true)]
+async fn a_hundred_that_are_forgotten_stop_nobody() {
+    let fair = Fair::by("tenant", TokenBucket::per_second(1000).burst(1)).build().unwrap();
+    let (policy, order) = (gated(&fair), Order::default());
+    fair.limit().try_take(1).unwrap();
+    for number in 0..100 {
+        let mut waits = call(&policy, &order, u64::from(number % 7), number, ms(1));
+        assert!(Flag::default().poll(waits.as_mut()).is_pending());
+        std::mem::forget(waits);
+    }
+    for number in 100..120 {
+        let call = call(&policy, &order, u64::from(number % 7), number, ms(1));
+        assert!(tokio::time::timeout(Duration::from_secs(3), call).await.is_ok(), "call {number}");
+    }
+    let quick = call(&policy, &order, 3, 200, ms(1));
+    assert!(tokio::time::timeout(ms(5), quick).await.is_ok(), "those who did not come are known by now");
+    tokio::time::sleep(ms(5)).await;
+    policy.call().key("tenant", 1_u64).no_wait().run(|| async { Ok::<_, ()>(()) }).await.unwrap();
+    policy.call().key("tenant", 1_u64).no_wait().run(|| async { Ok::<_, ()>(()) }).await.unwrap_err();
+}
+
+/// One task polls all its waits whenever one is woken: asking and answering must not keep it awake for ever.
+#[tokio::test(start_paused = true)]
+async fn asking_who_is_there_does_not_keep_a_task_awake() {
+    let fair = Fair::by("tenant", Semaphore::permits(1)).build().unwrap();
+    let (policy, order) = (gated(&fair), Order::default());
+    let holds = fair.limit().try_acquire().unwrap();
+    let mut waits: Vec<Running> = (0..5).map(|number| call(&policy, &order, 0, number, ms(1))).collect();
+    let mut polls = 0;
+    let all = std::future::poll_fn(|cx| {
+        polls += 1;
+        waits.iter_mut().for_each(|waits| assert!(waits.as_mut().poll(cx).is_pending()));
+        Poll::<()>::Pending
+    });
+    assert!(tokio::time::timeout(Duration::from_secs(1), all).await.is_err());
+    assert!(polls < 300, "polled {polls} times in a second");
+    drop(holds);
+}
+
 /// It would have made all turns as long as its cost while it waited to be refused.
 #[tokio::test(start_paused = true)]
 async fn who_can_never_be_let_in_does_not_stand_in_line() {

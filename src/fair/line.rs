@@ -8,7 +8,8 @@
 //! 1. A key without waiters whose start lies ahead is remembered: with one call at a time nobody gets more than its
 //!    share. A start lies ahead by the cost of one call at most, so there is nothing to forgive after a pause.
 //! 2. A waiter is charged when it passes. Who leaves before costs its key nothing.
-//! 3. Between two keys that both have waiters all the time, what they got differs from their weights' ratio by no more
+//! 3. An absent waiter keeps its place among those of its key and counts for the bounds, but nothing waits for it.
+//! 4. Between two keys that both have waiters all the time, what they got differs from their weights' ratio by no more
 //!    than one call of each.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -34,8 +35,9 @@ pub(super) struct Line {
     /// The starts of keys that have none and have had more than others.
     ahead: BTreeSet<(u128, u64, u32)>,
     len: u32,
+    absent: u32,
     arrivals: u64,
-    /// What all waiters cost, and the weights of their keys.
+    /// What all waiters that are not absent cost, and the weights of their keys.
     cost: u64,
     weight: u64,
 }
@@ -47,6 +49,8 @@ struct Account {
     waiters: VecDeque<Waiter>,
     /// What its waiters cost.
     cost: u64,
+    /// The waiters that did not come when they were called.
+    absent: Vec<Waiter>,
     /// It has not passed yet.
     is_new: bool,
 }
@@ -74,9 +78,14 @@ impl Line {
         self.len
     }
 
+    /// How many of the waiters come when they are called, as far as is known.
+    pub(super) fn present(&self) -> u32 {
+        self.len - self.absent
+    }
+
     /// How many wait of one key.
     pub(super) fn len_of(&self, key: Id) -> u32 {
-        self.accounts.get(&key).map_or(0, |account| account.waiters.len() as u32)
+        self.accounts.get(&key).map_or(0, |account| (account.waiters.len() + account.absent.len()) as u32)
     }
 
     /// What would go before a call of this key: its own, and of the others what they get in the meantime.
@@ -146,15 +155,48 @@ impl Line {
 
     /// Takes a waiter out, wherever it stands: what it costs. The account stays until [`forget`](Self::forget).
     fn remove(&mut self, key: Id, number: u32) -> Option<u32> {
+        self.set_present(key, number);
+        let gone = self.take(key, number)?;
+        self.len -= 1;
+        Some(gone.cost)
+    }
+
+    /// Takes a waiter that is not absent from those of its key.
+    fn take(&mut self, key: Id, number: u32) -> Option<Waiter> {
         let account = self.accounts.get(&key)?;
         let place = account.waiters.iter().position(|waiter| waiter.number == number)?;
-        let (weight, mut cost) = (account.weight, 0);
+        let (weight, mut taken) = (account.weight, None);
         self.change(key, weight, |account| {
-            cost = account.waiters.remove(place).map_or(0, |gone| gone.cost);
-            account.cost -= u64::from(cost);
+            taken = account.waiters.remove(place);
+            account.cost -= taken.map_or(0, |waiter| waiter.cost.into());
         });
-        self.len -= 1;
-        Some(cost)
+        taken
+    }
+
+    /// A waiter did not come when it was called: others are served, of its key and of all, until it does.
+    pub(super) fn set_absent(&mut self, key: Id, number: u32) {
+        let Some(waiter) = self.take(key, number) else { return };
+        self.absent += 1;
+        if let Some(account) = self.accounts.get_mut(&key) {
+            let lead = (account.start, key.place, key.rest);
+            account.absent.push(waiter);
+            // Its account is needed for as long as it waits.
+            self.ahead.remove(&lead);
+        }
+    }
+
+    /// A waiter that was absent is back, in the order in which it came.
+    pub(super) fn set_present(&mut self, key: Id, number: u32) {
+        let Some(account) = self.accounts.get_mut(&key) else { return };
+        let Some(place) = account.absent.iter().position(|waiter| waiter.number == number) else { return };
+        let waiter = account.absent.swap_remove(place);
+        let weight = account.weight;
+        self.absent -= 1;
+        self.change(key, weight, |account| {
+            let place = account.waiters.partition_point(|other| other.arrival < waiter.arrival);
+            account.waiters.insert(place, waiter);
+            account.cost += u64::from(waiter.cost);
+        });
     }
 
     /// A waiter leaves.
@@ -166,7 +208,7 @@ impl Line {
     /// Changes an account, which is new if need be, and sorts it in again.
     fn change(&mut self, key: Id, weight: NonZeroU32, how: impl FnOnce(&mut Account)) {
         let start = self.now;
-        let new = || Account { start, weight, waiters: VecDeque::new(), cost: 0, is_new: true };
+        let new = || Account { start, weight, waiters: VecDeque::new(), cost: 0, absent: Vec::new(), is_new: true };
         let account = self.accounts.entry(key).or_insert_with(new);
         match account.rank() {
             Some(rank) => {
@@ -185,9 +227,10 @@ impl Line {
                 self.cost += account.cost;
                 self.weight += u64::from(account.weight.get());
             }
-            None => {
+            None if account.absent.is_empty() => {
                 self.ahead.insert((account.start, key.place, key.rest));
             }
+            None => {}
         }
     }
 
@@ -312,20 +355,42 @@ mod tests {
         /// Each key's waiters go in their order, all of them, and the sums are right.
         #[test]
         fn keys_are_served_in_order(
-            ops in proptest::collection::vec((0_u64..5, 1_u32..4, any::<bool>(), any::<bool>()), 1..200),
+            ops in proptest::collection::vec((0_u64..5, 1_u32..4, any::<bool>(), any::<bool>(), 0_u8..4), 1..200),
         ) {
             let mut line = Line::default();
             let mut model: HashMap<u64, VecDeque<(u32, u32)>> = HashMap::new();
-            for (number, (key, cost, serve, leave)) in (0_u32..).zip(ops) {
+            let mut away: Vec<(u64, u32, u32)> = Vec::new();
+            for (number, (key, cost, serve, leave, absent)) in (0_u32..).zip(ops) {
                 line.push(id(key), weight(1), number, cost);
                 model.entry(key).or_default().push_back((number, cost));
-                if leave {
+                match (absent, line.first()) {
+                    (0, Some(first)) => {
+                        let (key, queue) =
+                            model.iter_mut().find(|(_, queue)| queue.iter().any(|(number, _)| *number == first)).unwrap();
+                        let (number, cost) = queue.pop_front().unwrap();
+                        away.push((*key, number, cost));
+                        line.set_absent(id(*key), number);
+                    }
+                    (1, _) if !away.is_empty() => {
+                        let (key, number, cost) = away.swap_remove(away.len() / 2);
+                        let queue = model.get_mut(&key).unwrap();
+                        let place = queue.partition_point(|(other, _)| *other < number);
+                        queue.insert(place, (number, cost));
+                        line.set_present(id(key), number);
+                    }
+                    (2, _) if !away.is_empty() => {
+                        let (key, number, _) = away.swap_remove(away.len() / 2);
+                        line.leave(id(key), number);
+                    }
+                    _ => {}
+                }
+                if leave && !model[&key].is_empty() {
                     let queue = model.get_mut(&key).unwrap();
                     let (gone, _) = queue.remove(queue.len() / 2).unwrap();
                     line.leave(id(key), gone);
                     line.leave(id(key), gone);
                 }
-                if serve && line.len() > 0 {
+                if serve && line.present() > 0 {
                     let first = line.first().unwrap();
                     let of = |(_, queue): &(&u64, &VecDeque<(u32, u32)>)| queue.front().is_some_and(|(number, _)| *number == first);
                     let (key, _) = model.iter().find(of).unwrap();
@@ -333,11 +398,13 @@ mod tests {
                     line.pass(id(key), first);
                     model.get_mut(&key).unwrap().pop_front();
                 }
-                prop_assert_eq!(line.len() as usize, model.values().map(VecDeque::len).sum::<usize>());
+                prop_assert_eq!(line.present() as usize, model.values().map(VecDeque::len).sum::<usize>());
+                prop_assert_eq!(line.len() - line.present(), away.len() as u32);
                 prop_assert_eq!(line.cost, model.values().flatten().map(|(_, cost)| u64::from(*cost)).sum::<u64>());
                 prop_assert_eq!(line.weight, model.values().filter(|queue| !queue.is_empty()).count() as u64);
                 for (key, queue) in &model {
-                    prop_assert_eq!(line.len_of(id(*key)) as usize, queue.len());
+                    let absent = away.iter().filter(|(other, ..)| other == key).count();
+                    prop_assert_eq!(line.len_of(id(*key)) as usize, queue.len() + absent);
                 }
             }
         }

@@ -51,8 +51,9 @@
 //! A call with a deadline is told at once if what goes before it in line takes longer at the limit's rate: its own key's
 //! calls, and what others get meanwhile, of which 256 keys are looked at.
 //!
-//! Who was called to the limit and is not polled (a branch of a `select!` that has gone on to something else) keeps the
-//! place there until it is polled or dropped, or until somebody comes who goes before it.
+//! A waiter at the limit that is woken and not polled (a branch of a `select!` that has gone on to something else) is
+//! passed over within 10 ms for each that waits, 1 s at most, and others that don't come after it within 10 ms each. It
+//! keeps its place among the waiting, and is first again when it is polled.
 //!
 //! # Cancellation
 //!
@@ -301,7 +302,7 @@ impl<G: Gate> Gate for Fair<G> {
         let Some(key) = call.key(self.0.by) else { return self.refuse(Reason::NoKey(self.0.by)) };
         let key = KeyRef::from(key);
         let id = self.0.secret.id(key);
-        let free = self.0.state.lock().line.len() == 0;
+        let free = self.0.state.lock().line.present() == 0;
         if free { self.enter_limit(id, key, call) } else { self.stand_in_line(id, key, call) }
     }
 
@@ -313,24 +314,26 @@ impl<G: Gate> Gate for Fair<G> {
         let [place, turn] = number(&ticket);
         let waker = cx.waker().clone();
         let mut state = self.0.state.lock();
-        let Some(waiter) = state.waiters.at(place, turn) else {
+        let Some((stands, old, aside)) = state.see([place, turn], waker, call.now()) else {
             drop(state);
             return self.enter(call);
         };
-        let old = waiter.waker.replace(waker);
-        let inner = match waiter.place {
+        let inner = match stands {
             Place::InLine => {
+                let (again, turn) = state.look_after(call.now());
                 drop(state);
                 drop(old);
-                return Entry::Wait(ticket, None);
+                self.carry_out(turn);
+                return Entry::Wait(ticket, Some(again));
             }
             Place::Called => None,
             Place::AtLimit(inner) => Some(inner),
             Place::Asking(inner) => inner,
         };
-        waiter.place = Place::Asking(inner);
+        state.stand(place, Place::Asking(inner));
         drop(state);
         drop(old);
+        self.carry_out(aside);
         let mut entry = match inner {
             Some([a, b]) => self.0.gate.poll_wait(Ticket::new(a, b), call, cx),
             None => self.0.gate.enter(call),
@@ -397,7 +400,7 @@ impl<G: Gate> Gate for Fair<G> {
         if call.key(self.0.by).is_none() {
             return refuse(Reason::NoKey(self.0.by));
         }
-        if self.0.state.lock().line.len() > 0 { refuse(Reason::Busy) } else { self.0.gate.look(call) }
+        if self.0.state.lock().line.present() > 0 { refuse(Reason::Busy) } else { self.0.gate.look(call) }
     }
 
     fn needs(&self) -> Needs {

@@ -3,7 +3,9 @@
 //! 1. All who wait are in line, the one at the limit among them.
 //! 2. The first in line is the one at the limit, or called there; but while another is just asking there, it is left to
 //!    that one to look when it has its answer.
-//! 3. What a change has others do is returned as a [`Turn`], to be done with no lock held.
+//! 3. While others wait, the one at the limit is asked now and then whether it is still there, by whoever in line is
+//!    polled. One that does not come in [`PATIENCE`] is absent until it is polled: others go before it.
+//! 4. What a change has others do is returned as a [`Turn`], to be done with no lock held.
 
 use std::num::NonZeroU32;
 use std::task::Waker;
@@ -11,7 +13,14 @@ use std::task::Waker;
 use super::line::Line;
 use crate::gate::Ticket;
 use crate::internal::slab::Slab;
+use crate::internal::time::Moment;
 use crate::keyed::Id;
+
+/// How long the one at the limit may take to be polled after it was woken, in nanoseconds: long beside the time for which
+/// a healthy task runs between two awaits, short beside a call.
+const PATIENCE: u64 = 10_000_000;
+/// How many times the patience a waiter lets go by at most between two looks.
+const MOST_BETWEEN: u32 = 100;
 
 #[derive(Default)]
 pub(super) struct State {
@@ -26,6 +35,10 @@ pub(super) struct Waiter {
     key: Id,
     pub(super) place: Place,
     pub(super) waker: Option<Waker>,
+    /// When it was polled last, or asked whether it is still there.
+    heard: Moment,
+    /// It was asked, and has not been polled since.
+    asked: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -62,7 +75,13 @@ impl State {
 
     /// One more waits, who may have a ticket of the limit.
     pub(super) fn join(&mut self, key: Id, weight: NonZeroU32, cost: u32, inner: Option<[u64; 2]>) -> (Ticket, Turn) {
-        let (place, number) = self.waiters.insert(Waiter { key, place: Place::InLine, waker: None });
+        let (place, number) = self.waiters.insert(Waiter {
+            key,
+            place: Place::InLine,
+            waker: None,
+            heard: Moment::from_nanos(0),
+            asked: false,
+        });
         self.line.push(key, weight, place, cost);
         let mut turn = Turn::default();
         match inner {
@@ -122,6 +141,54 @@ impl State {
             self.at_limit = None;
         }
         Some((gone, self.turn()))
+    }
+
+    /// A waiter is polled: it is there. Its old waker is returned, to be dropped outside.
+    pub(super) fn see(
+        &mut self,
+        [place, turn]: [u32; 2],
+        waker: Waker,
+        now: Moment,
+    ) -> Option<(Place, Option<Waker>, Turn)> {
+        let waiter = self.waiters.at(place, turn)?;
+        let old = waiter.waker.take();
+        (waiter.heard, waiter.asked) = (now, false);
+        let key = waiter.key;
+        self.line.set_present(key, place);
+        // Without a waker it is not woken if it is called: it is here.
+        let turn = if self.line.first() == Some(place) { self.turn() } else { Turn::default() };
+        let waiter = self.waiters.get_mut(place)?;
+        waiter.waker = Some(waker);
+        Some((waiter.place, old, turn))
+    }
+
+    /// Looks whether the one at the limit is still there, for one in line. Returns also when to look again: soon after it
+    /// was asked, and otherwise the less often the more wait.
+    pub(super) fn look_after(&mut self, now: Moment) -> (Moment, Turn) {
+        let mut turn = Turn::default();
+        let soon = now.plus_nanos(PATIENCE);
+        let seldom = now.plus_nanos(PATIENCE * u64::from(self.in_line().clamp(1, MOST_BETWEEN)));
+        let Some(waiter) = self.at_limit.and_then(|place| self.waiters.get_mut(place)) else { return (seldom, turn) };
+        if matches!(waiter.place, Place::Asking(_)) {
+            return (seldom, turn);
+        }
+        if now < waiter.heard.plus_nanos(PATIENCE) {
+            return (if waiter.asked { soon } else { seldom }, turn);
+        }
+        if !waiter.asked {
+            (waiter.heard, waiter.asked) = (now, true);
+            turn.wake = waiter.waker.take();
+            return (soon, turn);
+        }
+        let key = waiter.key;
+        if let Some(place) = self.at_limit {
+            self.line.set_absent(key, place);
+        }
+        turn = self.turn();
+        if let Some(next) = self.at_limit.and_then(|place| self.waiters.get_mut(place)) {
+            (next.heard, next.asked) = (now, true);
+        }
+        (soon, turn)
     }
 
     /// Whether this one is at the limit.
