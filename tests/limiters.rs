@@ -928,3 +928,68 @@ async fn a_late_poll_of_a_leaky_bucket_costs_one_place_and_keeps_its_longest_wai
     assert_eq!(first.await.unwrap_err().reason(), Reason::TooLate);
     assert!(start.elapsed() <= ms(50), "{:?}", start.elapsed());
 }
+
+/// Lets a hundred through that are polled late: each time the runtime has been busy for `step`, and in addition for `holds`
+/// after each that goes. Returns when they went.
+fn late_departures(
+    bucket: &LeakyBucket,
+    clock: &Clock,
+    step: Duration,
+    holds: Duration,
+    newest_first: bool,
+) -> Vec<Duration> {
+    let mut waiting: Vec<_> = (0..100).map(|_| (Box::pin(bucket.acquire()), Flag::default())).collect();
+    for (waits, flag) in &mut waiting {
+        assert!(flag.poll(waits.as_mut()).is_pending());
+    }
+    if newest_first {
+        waiting.reverse();
+    }
+    let (start, mut went) = (Instant::now(), vec![Duration::ZERO]);
+    while !waiting.is_empty() {
+        assert!(start.elapsed() < secs(100), "{} are left", waiting.len());
+        let woken: Vec<bool> = waiting.iter().map(|(_, flag)| flag.woken()).collect();
+        clock.advance(step);
+        let mut woken = woken.into_iter();
+        waiting.retain_mut(|(waits, flag)| {
+            if woken.next() != Some(true) {
+                return true;
+            }
+            *flag = Flag::default();
+            let Poll::Ready(end) = flag.poll(waits.as_mut()) else { return true };
+            end.unwrap().success();
+            went.push(start.elapsed());
+            clock.advance(holds);
+            false
+        });
+    }
+    went
+}
+
+/// What was fetched late was taken anew each time, so that on a busy runtime nobody was let through at all.
+#[test]
+fn a_leaky_bucket_keeps_its_rate_and_its_distance_on_a_busy_runtime() {
+    let busy = [(8, 0), (25, 0), (1, 8), (1, 15), (3, 8), (3, 30)];
+    for (per_second, (step, holds), newest_first) in [10_u32, 50, 100, 500, 5000]
+        .into_iter()
+        .flat_map(|rate| busy.map(|busy| [(rate, busy, false), (rate, busy, true)]))
+        .flatten()
+    {
+        let clock = Clock::paused();
+        let _entered = clock.enter();
+        let bucket = LeakyBucket::per_second(per_second.into()).build().unwrap();
+        bucket.try_take(1).unwrap();
+        let went = late_departures(&bucket, &clock, ms(step), ms(holds), newest_first);
+        let interval = secs(1) / per_second;
+        // The timer fires up to a step late, the poll comes a step later.
+        let slowest = interval + 2 * ms(step) + ms(holds) + ms(2);
+        assert!(went[100] <= 100 * slowest, "{per_second} a second, busy for {step} and {holds} ms: {:?}", went[100]);
+        for (place, from) in went.iter().enumerate() {
+            for (more, to) in went[place..].iter().enumerate() {
+                let allowed = 1 + (*to - *from + ms(2)).as_nanos().div_ceil(interval.as_nanos());
+                assert!(more as u128 <= allowed - 1, "{} in {:?} at {per_second} a second", more + 1, *to - *from);
+            }
+        }
+        assert_eq!(bucket.queued(), 0);
+    }
+}

@@ -149,11 +149,6 @@ impl Queue {
         self.recalled.values().next().or(self.places.front())
     }
 
-    /// Lets a waiter that was served wait again, before all others: it came too late for what it was granted.
-    pub(crate) fn restore(&mut self, key: Key, need: u32, until: Moment) {
-        self.stand_first(Place { key, until, waker: None, need, empty: false });
-    }
-
     fn stand_first(&mut self, place: Place) {
         self.len += 1;
         self.weight += u64::from(place.need);

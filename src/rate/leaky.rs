@@ -23,7 +23,8 @@ const DEFAULT_DEPTH: u32 = 1024;
 /// the next one waits `n` intervals. Who comes up to two milliseconds late counts as in time, since tokio's timers are
 /// no finer and the rate could not be kept otherwise. So in an interval of length `t` no more than
 /// `1 + ceil(rate × (t + 2 ms))` calls of cost 1 pass: up to some hundred a second they are spaced, and at many
-/// thousands they come in bunches of two milliseconds' worth.
+/// thousands they come in bunches of two milliseconds' worth. A waiter that is polled later than that, on a runtime that is
+/// busy, goes at once if its distance to the call that really went before it is kept, and else when it is.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |

@@ -128,6 +128,12 @@ impl Pace {
         if self.paced { ((u128::from(TIMER_GRAIN) * u128::from(self.multiplier)) >> SHIFT) as u64 } else { GRAIN }
     }
 
+    /// The state for one who comes later than the grain of timers explains: as many whole tokens as that holds are there.
+    pub(super) fn no_older(self, state: u64, now: Moment) -> u64 {
+        let (time, grace) = (self.virtual_time(now), self.grace());
+        if state + grace >= time { state } else { time - (grace >> self.bits << self.bits) }
+    }
+
     /// So many units in nanoseconds, rounded up.
     fn nanos(self, units: u64) -> u64 {
         (u128::from(units) << SHIFT).div_ceil(u128::from(self.multiplier)) as u64

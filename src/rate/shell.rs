@@ -4,7 +4,8 @@
 //! 2. A waiter is granted what it waits for as of the moment when that falls due, whether or not it is polled then:
 //!    whoever comes to the lock serves all that are due. So a waiter that does not come holds up nobody, and what the
 //!    others were told stays true.
-//! 3. A grant that is not fetched goes back like any other taking that came to nothing.
+//! 3. A grant that is not fetched goes back like any other taking that came to nothing. Where calls go out one at a time,
+//!    one that is fetched late goes when an interval has passed since the one that really went before it.
 //! 4. Each waiter has a timer for the moment that it was told. Whatever may make that moment earlier wakes the head, and
 //!    from then on each that becomes the head.
 
@@ -19,7 +20,7 @@ use crate::error::{Name, Reason, Refusal};
 use crate::gate::{Entry, Outcome, Pass, Ticket, Underway};
 use crate::internal::queue::{Key, Queue, Status, WakeList};
 use crate::internal::sync::{AtomicU64, Mutex, Relaxed};
-use crate::internal::time::{Moment, TIMER_GRAIN, nanos};
+use crate::internal::time::{Moment, nanos};
 
 /// A machine that says when so many may go. Costs are at least 1 and at most the largest, and but for the first two
 /// everything is asked with the lock held.
@@ -64,7 +65,7 @@ pub(super) trait Meter: Send + Sync + 'static {
     /// Whether it gives all that a window has at once, and not as time goes.
     const IN_STEPS: bool = false;
 
-    /// Whether calls go out one at a time: then a grant that is fetched late is worth nothing.
+    /// Whether calls go out one at a time: then a grant that is fetched late must keep its distance to who went before.
     const PACED: bool = false;
 
     /// Dates back what another runtime's clock has left far ahead.
@@ -72,6 +73,23 @@ pub(super) trait Meter: Send + Sync + 'static {
 
     /// Takes so many if they are there, with a note for the pass; or says when they would be.
     fn take(&self, locked: &mut Self::Locked, now: Moment, cost: u32) -> Take;
+
+    /// From now on there are grants that nobody has fetched, or there are none any more.
+    fn set_granted(&self, locked: &mut Self::Locked, any: bool) {
+        let _ = (locked, any);
+    }
+
+    /// One goes to whom so many were granted; or when it may at the earliest, and when if others go before it that cost
+    /// so much.
+    fn depart(&self, locked: &mut Self::Locked, now: Moment, cost: u32, before: u64) -> Result<(), [Moment; 2]> {
+        let _ = (locked, now, cost, before);
+        Ok(())
+    }
+
+    /// The grants that follow are due after all that has gone and so many that come late.
+    fn keep_behind(&self, locked: &mut Self::Locked, now: Moment, late: u64) {
+        let _ = (locked, now, late);
+    }
 
     /// When so many would be there behind all who wait.
     fn due(&self, locked: &mut Self::Locked, queue: &Queue, now: Moment, cost: u32) -> Moment;
@@ -132,6 +150,8 @@ struct Waiting<L> {
     queue: Queue,
     /// What waiters were granted that have not fetched it.
     granted: BTreeMap<Key, Grant>,
+    /// What those of them cost that are late.
+    late: u64,
     /// Up to when the queue has been served: nothing that came later is given to an earlier moment.
     served: Moment,
     /// Those who wait may come earlier than they were told: each is woken when it becomes the head.
@@ -141,18 +161,29 @@ struct Waiting<L> {
 
 impl<L> Waiting<L> {
     fn new(locked: L) -> Mutex<Self> {
-        Mutex::new(Self { queue: Queue::new(), granted: BTreeMap::new(), served: Moment::NEVER, sooner: false, locked })
+        Mutex::new(Self {
+            queue: Queue::new(),
+            granted: BTreeMap::new(),
+            late: 0,
+            served: Moment::NEVER,
+            sooner: false,
+            locked,
+        })
     }
 }
+
+/// How many grants before its own a waiter that comes late looks at.
+const MOST_BEFORE: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
 struct Grant {
     /// The meter's note.
     taken: u64,
     cost: u32,
-    /// When it fell due, and until when it would have waited.
-    due: Moment,
+    /// Until when it would have waited.
     until: Moment,
+    /// It has come late, and waits for its distance to those that went before.
+    late: bool,
 }
 
 impl<M: Meter> Shell<M> {
@@ -349,17 +380,20 @@ impl<M: Meter> Shell<M> {
     /// wakers are to be woken without the lock. Also returns when the head that is left is due.
     fn serve(&self, waiting: &mut Waiting<M::Locked>, now: Moment) -> (WakeList, Option<Moment>) {
         let mut wakers = WakeList::default();
-        let Waiting { queue, granted, served, sooner, locked } = waiting;
+        let Waiting { queue, granted, served, sooner, locked, .. } = waiting;
         self.meter.heal(locked, now);
         let (mut next, mut is_new) = (None, false);
         while let (Some(cost), Some(until)) = (queue.head(), queue.head_until()) {
             // A clock that went back must not be waited for.
             *served = (*served).min(now);
+            if granted.is_empty() {
+                self.meter.set_granted(locked, true);
+            }
             let fits = cost <= self.meter.largest(locked);
             match if fits { self.meter.take(locked, *served, cost) } else { Take::At(Moment::NEVER) } {
                 Take::Now(taken) => {
                     let (key, waker) = queue.grant_head();
-                    granted.insert(key, Grant { taken, cost, due: *served, until });
+                    granted.insert(key, Grant { taken, cost, until, late: false });
                     is_new = true;
                     wakers.push(waker);
                 }
@@ -376,8 +410,11 @@ impl<M: Meter> Shell<M> {
                 Take::At(due) => *served = due,
             }
         }
+        if granted.is_empty() {
+            self.meter.set_granted(locked, false);
+        }
         if queue.is_empty() {
-            self.meter.set_waiting(false);
+            self.meter.set_waiting(M::PACED && !granted.is_empty());
             *sooner = false;
         } else if is_new && *sooner {
             wakers.push(queue.take_head_waker());
@@ -400,7 +437,7 @@ impl<M: Meter> Shell<M> {
 
     /// Takes if nobody waits, or says when it would be served, or why never.
     fn take_in_turn(&self, waiting: &mut Waiting<M::Locked>, now: Moment, cost: u32) -> Result<Take, Reason> {
-        let Waiting { queue, locked, .. } = waiting;
+        let Waiting { queue, granted, locked, .. } = waiting;
         let limit = self.meter.largest(locked);
         if cost == 0 {
             Err(Reason::ZeroCost)
@@ -409,7 +446,12 @@ impl<M: Meter> Shell<M> {
         } else if queue.is_empty() {
             // What was foreseen for those who waited knows nothing of this one.
             self.meter.disturbed(locked);
-            Ok(self.meter.take(locked, now, cost))
+            let taken = self.meter.take(locked, now, cost);
+            if let (Take::Now(_), false) = (taken, granted.is_empty()) {
+                // What has gone is never ahead of what is granted, so this one may go, too.
+                let _always = self.meter.depart(locked, now, cost, 0);
+            }
+            Ok(taken)
         } else {
             Ok(Take::At(self.meter.due(locked, queue, now, cost)))
         }
@@ -426,7 +468,7 @@ impl<M: Meter> Shell<M> {
         let waker = cx.waker().clone();
         let (cost, now) = (call.cost(), call.now());
         let mut waiting = self.waiting.lock();
-        let (wakers, mut next) = self.serve(&mut waiting, now);
+        let (wakers, next) = self.serve(&mut waiting, now);
         let mut status = waiting.queue.status(key);
         if status == Status::Served {
             match self.fetch(&mut waiting, key, now) {
@@ -437,8 +479,13 @@ impl<M: Meter> Shell<M> {
                     drop(waker);
                     return Entry::Pass(pass.arrive());
                 }
-                // Fetched too late: it is the head once more, unless its time would be over.
-                Err(Some(due)) => (status, next) = (Status::Waiting { head: true }, Some(due)),
+                // It comes late, and others do, too.
+                Err(Some(due)) => {
+                    drop(waiting);
+                    wakers.wake();
+                    drop(waker);
+                    return Entry::Wait(Ticket::new(bits, due.nanos()), Some(due));
+                }
                 Err(None) => status = Status::Rejected,
             }
         }
@@ -469,30 +516,41 @@ impl<M: Meter> Shell<M> {
         Entry::Wait(Ticket::new(bits, due.nanos()), Some(due))
     }
 
-    /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, what is fetched late goes
-    /// back, less what has come in since, and the waiter takes anew or stands first again: then, the moment when it is
-    /// due. `None` if that is too late for it.
+    /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, it may have to wait for its
+    /// distance to the one that went before: then, the moment when it may go, or `None` if that is too late for it.
     fn fetch(&self, waiting: &mut Waiting<M::Locked>, key: Key, now: Moment) -> Result<u64, Option<Moment>> {
-        let Waiting { queue, granted, served, sooner, locked } = waiting;
-        let Some(Grant { taken, cost, due, until }) = granted.remove(&key) else {
-            unreachable!("a grant is fetched once")
+        let Waiting { queue, granted, locked, late, .. } = waiting;
+        // No more are looked at: which of them come is not known anyway.
+        let before: u64 = granted.range(..key).take(MOST_BEFORE).map(|(_, grant)| u64::from(grant.cost)).sum();
+        let Some(grant) = granted.get_mut(&key) else { unreachable!("a grant is fetched once") };
+        let Grant { taken, cost, until, .. } = *grant;
+        let departs = self.meter.depart(locked, now, cost, before);
+        let waits = match departs {
+            Err([earliest, due]) if earliest <= until => Some(due.min(until)),
+            _ => None,
         };
-        if !M::PACED || now <= due.plus_nanos(TIMER_GRAIN) {
-            return Ok(taken);
+        if std::mem::replace(&mut grant.late, true) {
+            *late -= u64::from(cost);
         }
-        self.meter.disturbed(locked);
-        self.meter.undo(locked, taken, cost);
-        *sooner = true;
-        match self.meter.take(locked, now, cost) {
-            Take::Now(taken) => Ok(taken),
-            Take::At(due) if due > until => Err(None),
-            Take::At(due) => {
-                if queue.is_empty() {
-                    self.meter.set_waiting(true);
-                }
-                *served = now;
-                queue.restore(key, cost, until);
-                Err(Some(due))
+        if waits.is_some() {
+            *late += u64::from(cost);
+        } else {
+            granted.remove(&key);
+        }
+        self.meter.keep_behind(locked, now, *late);
+        if granted.is_empty() {
+            self.meter.set_granted(locked, false);
+            if queue.is_empty() {
+                self.meter.set_waiting(false);
+            }
+        }
+        match (departs, waits) {
+            (Ok(()), _) => Ok(taken),
+            (Err(_), Some(due)) => Err(Some(due)),
+            (Err(_), None) => {
+                self.meter.disturbed(locked);
+                self.meter.undo(locked, taken, cost);
+                Err(None)
             }
         }
     }
@@ -504,11 +562,14 @@ impl<M: Meter> Shell<M> {
         // What was due before it left is theirs who wait.
         let (before, _) = self.serve(&mut waiting, now);
         let (status, own) = waiting.queue.remove(key);
-        let Waiting { queue, granted, locked, served, sooner } = &mut *waiting;
+        let Waiting { queue, granted, locked, served, sooner, late } = &mut *waiting;
         let mut head = None;
         *sooner = true;
         if let (Status::Served, Some(grant)) = (status, granted.remove(&key)) {
             *served = now;
+            if grant.late {
+                *late -= u64::from(grant.cost);
+            }
             self.meter.disturbed(locked);
             self.meter.undo(locked, grant.taken, grant.cost);
         } else if matches!(status, Status::Waiting { .. }) {

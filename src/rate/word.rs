@@ -44,6 +44,9 @@ pub(super) struct Book {
     charged: (u64, u64),
     /// When the pace was changed, in nanoseconds: what was taken before does not come back.
     changed: u64,
+    /// The state that counts only who has really gone, of a paced word with grants that were not fetched. It is never
+    /// ahead of the word, and 0 otherwise.
+    gone: u64,
 }
 
 impl Book {
@@ -174,7 +177,8 @@ impl<const PACED: bool> Word<PACED> {
         if old == new {
             return;
         }
-        *book = Book { changed: now.nanos(), debt: 0, charged: (0, 0) };
+        let gone = old.convert(book.gone, now, new).saturating_sub(1);
+        *book = Book { changed: now.nanos(), debt: 0, charged: (0, 0), gone };
         let before = self.cell.fetch_or(BUSY, AcqRel);
         self.multiplier.store(new.multiplier, Relaxed);
         self.shape.store(shape(new), Relaxed);
@@ -266,8 +270,43 @@ impl<const PACED: bool> Meter for Word<PACED> {
     fn heal(&self, book: &mut Book, now: Moment) {
         let pace = self.pace();
         let _always = self.update(|state| Take::Now(pace.healed(state, now, book.debt)));
+        book.gone = pace.healed(book.gone, now, book.debt);
         if pace.debt(self.state(), now) == 0 {
             book.debt = 0;
+        }
+    }
+
+    fn set_granted(&self, book: &mut Book, any: bool) {
+        book.gone = if PACED && any { self.state() } else { 0 };
+    }
+
+    fn depart(&self, book: &mut Book, now: Moment, cost: u32, before: u64) -> Result<(), [Moment; 2]> {
+        if !PACED {
+            return Ok(());
+        }
+        let pace = self.pace();
+        let gone = pace.no_older(book.gone, now);
+        match pace.take(gone, now, 0, cost) {
+            Take::Now(next) => {
+                book.gone = next;
+                Ok(())
+            }
+            Take::At(earliest) => match pace.take(gone, now, before, cost) {
+                Take::At(due) => Err([earliest, due]),
+                Take::Now(_) => Err([earliest; 2]),
+            },
+        }
+    }
+
+    fn keep_behind(&self, book: &mut Book, now: Moment, late: u64) {
+        if PACED {
+            let pace = self.pace();
+            let next = match late {
+                0 => book.gone,
+                late => pace.charge(pace.no_older(book.gone, now), now, u32::try_from(late).unwrap_or(u32::MAX)).0,
+            };
+            let _always = self.update(|state| Take::Now(state.max(next)));
+            book.debt = book.debt.max(pace.debt(next, now));
         }
     }
 
@@ -307,14 +346,14 @@ impl<const PACED: bool> Meter for Word<PACED> {
             let now = Moment::now();
             let (units, after) = book.refund(pace, taken, now, cost);
             charged = after;
-            Take::Now(pace.refunded(state, now, units))
+            Take::Now(pace.refunded(state, now, units).max(book.gone))
         });
         book.charged = charged;
     }
 
-    fn put_back(&self, _: &mut Book, _: Moment, _: Option<u64>, tokens: u32) {
+    fn put_back(&self, book: &mut Book, _: Moment, _: Option<u64>, tokens: u32) {
         let pace = self.pace();
-        let _always = self.update(|state| Take::Now(pace.put_back(state, tokens)));
+        let _always = self.update(|state| Take::Now(pace.put_back(state, tokens).max(book.gone)));
     }
 
     fn charge(&self, book: &mut Book, now: Moment, tokens: u32) -> u32 {
