@@ -1702,3 +1702,115 @@ fn a_breaker_that_a_runtime_far_ahead_has_opened_is_half_open_within_a_period_el
         breaker.try_acquire().unwrap().success();
     });
 }
+
+/// The clock is read again when a call ends that had an operation ready in its first poll, if a rule asks for its time.
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_blocks_in_its_only_poll_is_slow() {
+    let breaker = built(five_seconds().slow_calls(ms(100), 0.5).min_calls(2));
+    let policy = Policy::named("blocking").gate(breaker.clone()).build().unwrap();
+    for _ in 0..2 {
+        let call = policy.run(|| async {
+            poll_immediate(pin!(advance(ms(100)))).await;
+            Ok::<_, ()>(())
+        });
+        call.await.unwrap();
+    }
+    assert_eq!(breaker.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_call_is_slow_from_the_slow_threshold_on() {
+    for (lasted, state) in [(99, State::Closed), (100, State::Open)] {
+        let breaker = built(five_seconds().slow_calls(ms(100), 1.0).abandoned_after(ms(50)).min_calls(2));
+        let policy = Policy::named("slow").gate(breaker.clone()).build().unwrap();
+        for _ in 0..2 {
+            let call = policy.call().deadline(ms(lasted)).run(pending::<Result<(), ()>>);
+            call.await.unwrap_err();
+        }
+        assert_eq!(breaker.state(), state, "after {lasted} ms");
+    }
+}
+
+/// Good calls that come back in another generation than the first must count, or the share of the bad ones is wrong.
+#[tokio::test(start_paused = true)]
+async fn after_it_has_closed_again_good_calls_count_as_before() {
+    let breaker = built(by_rate().probes(1));
+    for _ in 0..4 {
+        fail(&breaker);
+    }
+    advance(secs(5)).await;
+    succeed(&breaker);
+    assert_eq!((breaker.state(), breaker.counts().calls), (State::Closed, 0));
+    for _ in 0..3 {
+        succeed(&breaker);
+        fail(&breaker);
+    }
+    assert_eq!(breaker.state(), State::Open, "three of six failed: {:?}", breaker.counts());
+    let breaker = built(in_a_row(2).probes(1));
+    for end in [fail, fail, |_: &CircuitBreaker| {}] {
+        end(&breaker);
+    }
+    advance(secs(5)).await;
+    succeed(&breaker);
+    fail(&breaker);
+    succeed(&breaker);
+    fail(&breaker);
+    assert_eq!(breaker.state(), State::Closed, "not two in a row");
+}
+
+/// Asks a breaker, as the gates do in front of which a queue stands, without entering it.
+#[derive(Debug)]
+struct Asks(CircuitBreaker);
+
+impl Gate for Asks {
+    fn enter(&self, call: &Call) -> Entry {
+        self.0.look(call).map_or_else(Entry::Refused, |()| Entry::Pass(Pass::new(0, 0)))
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn looking_at_a_breaker_tells_whether_it_would_let_in_and_takes_no_place() {
+    let asks = |breaker: &CircuitBreaker| {
+        let policy = Policy::named("asks").gate(Asks(breaker.clone())).build().unwrap();
+        async move {
+            let end = policy.run(|| ready(Ok::<_, ()>(()))).await;
+            end.err().and_then(|error| error.refusal().map(|refusal| (refusal.reason(), refusal.retry_after())))
+        }
+    };
+    let breaker = built(in_a_row(1).probes(1));
+    assert_eq!(asks(&breaker).await, None);
+    fail(&breaker);
+    assert_eq!(asks(&breaker).await, Some((Reason::CircuitOpen, Some(secs(5)))));
+    advance(secs(5)).await;
+    assert_eq!(asks(&breaker).await, None);
+    assert_eq!(breaker.state(), State::HalfOpen, "the period is over");
+    let probe = breaker.try_acquire().unwrap();
+    assert_eq!(asks(&breaker).await.unwrap().0, Reason::Probing);
+    probe.success();
+    assert_eq!(asks(&breaker).await, None);
+    breaker.force_open();
+    assert_eq!(asks(&breaker).await, Some((Reason::ForcedOpen, None)));
+    breaker.force_closed();
+    assert_eq!(asks(&breaker).await, None);
+    let watches = built(in_a_row(1).observe_only());
+    fail(&watches);
+    assert_eq!((watches.state(), asks(&watches).await), (State::Open, None));
+}
+
+#[test]
+fn a_breaker_draws_its_rules() {
+    let drawn = |builder: BreakerBuilder| built(builder).to_string();
+    assert_eq!(drawn(by_rate()), "breaker 50 % of 4 in 16s");
+    assert_eq!(drawn(in_a_row(3)), "breaker 3 in a row");
+    assert_eq!(
+        drawn(in_a_row(3).failure_rate(0.25).over_calls(40).slow_calls(ms(200), 0.5)),
+        "breaker 3 in a row or 25 % of the last 40 or 50 % above 200ms of the last 40"
+    );
+    assert_eq!(
+        drawn(five_seconds().consecutive_failures(9).slow_calls(ms(200), 0.5).over_calls(8)),
+        "breaker 9 in a row or 50 % above 200ms of the last 8"
+    );
+    assert_eq!(drawn(by_rate().slow_calls(ms(200), 0.5)), "breaker 50 % of 4 in 16s or 50 % above 200ms of 4 in 16s");
+}

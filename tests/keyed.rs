@@ -403,6 +403,20 @@ async fn a_breaker_with_a_count_in_its_window_is_not_forgotten() {
     assert_eq!(keyed.with("a", |_| ()), None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_breaker_with_failures_in_a_row_or_forced_open_is_not_forgotten() {
+    let breaker = CircuitBreaker::builder().consecutive_failures(2);
+    let keyed = Keyed::by("peer", breaker).capacity(1).build().unwrap();
+    keyed.of("a").try_acquire().unwrap().failure();
+    assert_eq!(reason(keyed.of("b").try_acquire()), Some(Reason::KeySpaceFull));
+    keyed.of("a").try_acquire().unwrap().failure();
+    assert_eq!(keyed.with("a", CircuitBreaker::state), Some(State::Open));
+    keyed.with("a", CircuitBreaker::reset).unwrap();
+    assert_eq!(reason(keyed.of("b").try_acquire()), None);
+    keyed.with("b", CircuitBreaker::force_open).unwrap();
+    assert_eq!(reason(keyed.of("a").try_acquire()), Some(Reason::KeySpaceFull));
+}
+
 /// A gate whose every method uses the table that it is in.
 struct Nosy {
     table: Arc<OnceLock<Keyed<Nosy>>>,

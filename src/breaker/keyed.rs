@@ -30,14 +30,11 @@ impl PerKey for CircuitBreaker {
         }))
     }
 
-    /// Closed, with nothing in its window, no failures in a row if those count, and no longer period to come.
+    /// Closed, with nothing in its window, and no failures in a row if those count.
     fn is_fresh(&self, now: Moment) -> bool {
-        let rested = {
-            let Locked { machine, .. } = &*self.0.locked.lock();
-            machine.state() == State::Closed && machine.is_rested()
-        };
+        let closed = self.0.locked.lock().machine.state() == State::Closed;
         let streak = self.0.rules.consecutive.is_none() || self.0.streak.load(Relaxed) == 0;
-        rested && streak && self.0.tally.counts(now) == Counts::default()
+        closed && streak && self.0.tally.counts(now) == Counts::default()
     }
 }
 

@@ -106,7 +106,6 @@ mod loom;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -341,17 +340,15 @@ impl CircuitBreaker {
     /// ```
     pub async fn wait_for(&self, state: State) {
         loop {
-            let mut changed = pin!(self.0.changed.notified());
-            changed.as_mut().enable();
+            // It hears of what changes from here on.
+            let changed = self.0.changed.notified();
             if self.state() == state {
                 return;
             }
             let due = self.0.locked.lock().machine.due();
             match due.to_instant() {
-                Some(at) if due < Moment::NEVER => {
-                    let _ = tokio::time::timeout_at(at, changed).await;
-                }
-                _ => changed.await,
+                Some(at) => _ = tokio::time::timeout_at(at, changed).await,
+                None => changed.await,
             }
         }
     }

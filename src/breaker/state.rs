@@ -158,11 +158,6 @@ impl Machine {
         &self.settings
     }
 
-    /// Whether the next period will be as long as the first.
-    pub(super) fn is_rested(&self) -> bool {
-        self.streak == 0
-    }
-
     /// The state as last noted. [`Machine::tick`] brings it up to date.
     pub(super) fn state(&self) -> State {
         match self.phase {
@@ -280,9 +275,6 @@ impl Machine {
                     self.learn(sample, now);
                 }
             }
-        }
-        if sample.is_none() {
-            self.tick(now);
         }
     }
 
@@ -464,6 +456,57 @@ mod tests {
             }
             machine.tick(Moment::at(now + 30 * S));
             assert_eq!(machine.state(), State::Open, "{verdict:?} {lease}");
+        }
+    }
+
+    /// The probe came too late to be asked, so its lease is over before the life is.
+    #[test]
+    fn an_answer_that_is_missing_when_the_life_ends_is_missed_then_and_not_a_life_later() {
+        let (mut machine, now) = half_open(Settings { probes: 3, ..settings() });
+        let first = machine.admit(Moment::at(now)).unwrap();
+        machine.report(first, GOOD, Moment::at(now));
+        let _missing = machine.admit(Moment::at(now + 15 * S)).unwrap();
+        machine.tick(Moment::at(now + 35 * S));
+        assert_eq!((machine.state(), machine.due()), (State::Open, Moment::at(now + 40 * S)));
+    }
+
+    /// A life begins with a probe; one without probes at its end leaves no other behind.
+    #[test]
+    fn after_a_life_of_good_answers_the_next_begins_with_the_next_probe() {
+        let (mut machine, now) = half_open(Settings { probes: 3, ..settings() });
+        let first = machine.admit(Moment::at(now)).unwrap();
+        machine.report(first, GOOD, Moment::at(now));
+        machine.tick(Moment::at(now + 31 * S));
+        assert_eq!(machine.due(), Moment::NEVER);
+        let second = machine.admit(Moment::at(now + 50 * S)).unwrap();
+        machine.report(second, GOOD, Moment::at(now + 50 * S));
+        assert_eq!(machine.due(), Moment::at(now + 80 * S));
+
+        let (mut machine, now) = half_open(Settings { probes: 3, lease: 60 * S, ..settings() });
+        let first = machine.admit(Moment::at(now)).unwrap();
+        machine.report(first, GOOD, Moment::at(now));
+        let _out = machine.admit(Moment::at(now + 20 * S)).unwrap();
+        machine.tick(Moment::at(now + 31 * S));
+        assert_eq!((machine.state(), machine.due()), (State::HalfOpen, Moment::at(now + 60 * S)), "one is still out");
+    }
+
+    #[test]
+    fn an_answer_after_the_lease_is_over_counts_for_nothing() {
+        let (mut machine, now) = half_open(Settings { probes: 1, ..settings() });
+        let late = machine.admit(Moment::at(now)).unwrap();
+        machine.report(late, GOOD, Moment::at(now + 10 * S));
+        assert_eq!(machine.state(), State::HalfOpen);
+    }
+
+    #[test]
+    fn it_does_not_close_while_the_probes_to_come_could_be_too_slow() {
+        let settings = Settings { probes: 4, fatal_probes: 4, fatal_slow: 2, ..settings() };
+        let (mut machine, now) = half_open(settings);
+        let at = Moment::at(now);
+        for answered in 1..=3 {
+            let probe = machine.admit(at).unwrap();
+            machine.report(probe, GOOD, at);
+            assert_eq!(machine.state() == State::Closed, answered == 3, "{answered} of 4");
         }
     }
 
