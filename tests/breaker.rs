@@ -1721,7 +1721,12 @@ async fn an_operation_that_blocks_in_its_only_poll_is_slow() {
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_call_is_slow_from_the_slow_threshold_on() {
     for (lasted, state) in [(99, State::Closed), (100, State::Open)] {
-        let breaker = built(five_seconds().slow_calls(ms(100), 1.0).abandoned_after(ms(50)).min_calls(2));
+        // Two abandoned calls are failures; whether they were slow, too, is the question.
+        let rates = five_seconds().failure_rate(1.0).slow_calls(ms(100), 0.5).abandoned_after(ms(50));
+        let breaker = built(rates.min_calls(4));
+        for _ in 0..2 {
+            succeed(&breaker);
+        }
         let policy = Policy::named("slow").gate(breaker.clone()).build().unwrap();
         for _ in 0..2 {
             let call = policy.call().deadline(ms(lasted)).run(pending::<Result<(), ()>>);
@@ -1741,15 +1746,13 @@ async fn after_it_has_closed_again_good_calls_count_as_before() {
     advance(secs(5)).await;
     succeed(&breaker);
     assert_eq!((breaker.state(), breaker.counts().calls), (State::Closed, 0));
-    for _ in 0..3 {
-        succeed(&breaker);
-        fail(&breaker);
-    }
-    assert_eq!(breaker.state(), State::Open, "three of six failed: {:?}", breaker.counts());
-    let breaker = built(in_a_row(2).probes(1));
-    for end in [fail, fail, |_: &CircuitBreaker| {}] {
+    for end in [succeed, succeed, fail, fail] {
         end(&breaker);
     }
+    assert_eq!(breaker.state(), State::Open, "two of four failed");
+    let breaker = built(in_a_row(2).probes(1));
+    fail(&breaker);
+    fail(&breaker);
     advance(secs(5)).await;
     succeed(&breaker);
     fail(&breaker);

@@ -5,12 +5,12 @@ mod support;
 use std::future::{Future, pending};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use resile::{Cancel, CancelReason, ErrorKind, FutureExt, Policy};
-use support::hand::{Flag, catch_boom, poll_once};
+use support::hand::{Flag, catch_boom, nosy, poll_once};
 use support::ms;
 use support::script::Boom;
 use tokio_util::sync::CancellationToken;
@@ -409,4 +409,31 @@ fn a_waiter_that_leaves_takes_its_waker_along() {
     }
     cancel.cancel();
     assert!(!flag.woken());
+}
+
+/// A deadlock if any of it happened under the token's lock.
+#[test]
+fn a_waker_may_use_the_token_when_it_is_woken_and_when_it_is_dropped() {
+    let token = Cancel::new();
+    let uses = |token: &Cancel| {
+        let token = token.clone();
+        nosy(move || drop(token.child()))
+    };
+    let (mut first, mut second) = (Box::pin(token.cancelled()), Box::pin(token.cancelled()));
+    for _ in 0..2 {
+        // The waker from before is replaced.
+        assert!(first.as_mut().poll(&mut Context::from_waker(&uses(&token))).is_pending());
+        assert!(second.as_mut().poll(&mut Context::from_waker(&uses(&token))).is_pending());
+    }
+    drop(first);
+    token.cancel();
+    assert!(second.as_mut().poll(&mut Context::from_waker(&uses(&token))).is_ready());
+}
+
+#[test]
+fn handles_of_one_token_are_equal_and_no_others() {
+    let token = Cancel::new();
+    assert_eq!(token, token.clone());
+    assert_ne!(token, Cancel::new());
+    assert_ne!(token, token.child());
 }

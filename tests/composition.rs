@@ -6,13 +6,14 @@ use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use resile::{
-    ByPolicy, Call, CircuitBreaker, Entry, ErrorKind, Gate, Guard, Key, Moment, OnRefusal, Outcome, Pass, Policy,
-    PolicyBuilder, Priority, Reason, Refusal, Retry, RetryBudget, Semaphore, State, Stop, Ticket, TokenBucket, Verdict,
+    ByPolicy, Call, Cancel, CircuitBreaker, Drain, Entry, ErrorKind, Gate, Guard, Key, Moment, Needs, OnRefusal,
+    Outcome, Pass, Policy, PolicyBuilder, Priority, Reason, Refusal, Retry, RetryBudget, Semaphore, State, Stop,
+    Ticket, TokenBucket, Verdict,
 };
 use support::bench::Bench;
 use support::hand::{Clock, Flag, poll_once};
@@ -1187,5 +1188,139 @@ fn a_call_that_is_polled_again_after_a_panic_makes_no_second_operation() {
             drop(run);
             assert_eq!((made.load(Ordering::Relaxed), semaphore.in_use()), (1, 0));
         }
+    }
+}
+
+/// What a call in a queue is told when what is left of its limit is no longer enough.
+#[tokio::test(start_paused = true)]
+async fn a_call_leaves_a_queue_when_too_little_is_left_by_the_strictest_rule() {
+    for (own, retry, leaves) in [(300, 0, 700), (0, 400, 600), (300, 400, 600), (500, 400, 500)] {
+        let semaphore = Semaphore::permits(1).build().unwrap();
+        let _permit = semaphore.try_acquire().unwrap();
+        let policy = Policy::named("short").timeout(ms(1000)).min_attempt(ms(own));
+        let policy =
+            policy.retry(Retry::constant(ms(10)).min_attempt(ms(retry))).gate(semaphore.clone()).build().unwrap();
+        let start = Instant::now();
+        let error = policy.run(std::future::pending::<Result<(), ()>>).await.unwrap_err();
+        assert_eq!(error.refusal().map(resile::Refusal::reason), Some(resile::Reason::TooLate), "{own} {retry}");
+        let took = start.elapsed();
+        assert!((ms(leaves)..=ms(leaves + 1)).contains(&took), "{own} {retry}: {took:?}");
+        assert_eq!(semaphore.queued(), 0);
+    }
+}
+
+/// Notes how each pass came back.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<Outcome>>>);
+
+impl Notes {
+    fn take(&self) -> Vec<Outcome> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl Gate for Notes {
+    fn enter(&self, _: &Call) -> Entry {
+        Entry::Pass(Pass::default())
+    }
+
+    fn leave(&self, _: Pass, outcome: Outcome) {
+        self.0.lock().unwrap().push(outcome);
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Now
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_asks_for_the_time_gets_it_also_of_a_call_that_has_waited() {
+    for limit in [None, Some(ms(500))] {
+        let notes = Notes::default();
+        let mut policy = Policy::named("waits");
+        if let Some(limit) = limit {
+            policy = policy.timeout(limit);
+        }
+        let policy = policy.gate(notes.clone()).gate(Opens(Moment::now() + ms(30))).build().unwrap();
+        policy.run(|| async { Ok::<_, ()>(tokio::time::sleep(ms(20)).await) }).await.unwrap();
+        let [Outcome::Judged(Verdict::Success, times)] = notes.take()[..] else { panic!("one good call") };
+        assert_eq!(times.ended.since(times.started), ms(20), "{limit:?}");
+    }
+}
+
+/// Settles, and panics when told to.
+#[derive(Clone, Default)]
+struct Settles(Arc<AtomicU32>);
+
+impl Gate for Settles {
+    fn enter(&self, _: &Call) -> Entry {
+        Entry::Pass(Pass::default())
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {}
+
+    fn settle(&self, _: &mut Pass, _: &Call, actual: u32) {
+        self.0.fetch_add(actual, Ordering::Relaxed);
+        assert_ne!(actual, 13, "boom");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_has_cost_is_settled_before_the_pause_and_a_panic_there_is_a_panic() {
+    let (notes, settles) = (Notes::default(), Settles::default());
+    let policy = Policy::named("costs")
+        .retry(Retry::constant(ms(10)).max_attempts(2))
+        .gate(notes.clone())
+        .gate(settles.clone())
+        .build()
+        .unwrap();
+    let cost = |result: &Result<u32, u32>| result.unwrap_or_else(|cost| cost);
+    let end = policy.call().settle(cost).run(|| async { Err::<u32, _>(5) }).await;
+    assert_eq!((end.unwrap_err().attempts(), settles.0.load(Ordering::Relaxed)), (2, 10), "polled again after a pause");
+    notes.take();
+    let call = AssertUnwindSafe(policy.call().settle(cost).run(|| async { Ok::<_, u32>(13) }));
+    assert!(call.catch_unwind().await.is_err());
+    assert!(matches!(notes.take()[..], [Outcome::Judged(Verdict::Transient(None), _)]), "as a panic of the operation");
+}
+
+/// Has calls wait for ever, and panics when one gives up.
+#[derive(Clone, Default)]
+struct Clings(Arc<AtomicU32>);
+
+impl Gate for Clings {
+    fn enter(&self, _: &Call) -> Entry {
+        Entry::Wait(Ticket::default(), None)
+    }
+
+    fn poll_wait(&self, ticket: Ticket, _: &Call, _: &mut Context<'_>) -> Entry {
+        Entry::Wait(ticket, None)
+    }
+
+    fn leave(&self, _: Pass, _: Outcome) {}
+
+    fn abandon(&self, _: Ticket) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        panic!("boom");
+    }
+}
+
+#[test]
+fn a_ticket_is_given_back_once_also_to_a_gate_that_panics_about_it() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    for ends in 0..3 {
+        let (drain, cancel, clings) = (Drain::new(), Cancel::new(), Clings::default());
+        let policy = Policy::named("clings").timeout(ms(50)).gate(drain.clone()).gate(clings.clone()).build().unwrap();
+        let mut call = Box::pin(policy.call().cancel_on(&cancel).run(std::future::pending::<Result<(), ()>>));
+        assert!(poll_once(call.as_mut()).is_pending());
+        match ends {
+            0 => drop(poll_once(Box::pin(drain.close(ms(10))).as_mut())),
+            1 => _ = cancel.cancel(),
+            _ => clock.advance(ms(51)),
+        }
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| poll_once(call.as_mut())));
+        assert!(polled.is_err(), "{ends}");
+        let dropped = std::panic::catch_unwind(AssertUnwindSafe(|| drop(call)));
+        assert_eq!((dropped.is_ok(), clings.0.load(Ordering::Relaxed), drain.in_flight()), (true, 1, 0), "{ends}");
     }
 }

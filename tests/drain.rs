@@ -7,6 +7,7 @@ use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Context;
 use std::time::Duration;
 
 use futures::future::{join_all, poll_immediate};
@@ -16,7 +17,7 @@ use resile::{
     Cancel, CancelReason, Drain, Drained, ErrorKind, FutureExt as _, Guard, OnRefusal, Phase, Policy, Reason, Retry,
     RetryBudget, Semaphore, infallible,
 };
-use support::hand::{Clock, poll_once};
+use support::hand::{Clock, Flag, nosy, poll_once};
 use support::ms;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
@@ -963,4 +964,180 @@ async fn a_call_that_was_cancelled_in_a_round_stays_cancelled_after_a_reopening(
     assert!(drain.reopen());
     let std::task::Poll::Ready(Err(error)) = poll_once(run.as_mut()) else { panic!("it was cancelled") };
     assert_eq!(error.cancel_reason(), Some(&CancelReason::Shutdown));
+}
+
+// --- what the world sees of it
+
+/// A deadlock if any of it happened under the drain's lock.
+#[test]
+fn a_waker_may_use_the_drain_when_it_is_woken_and_when_it_is_dropped() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let drain = Drain::new();
+    let uses = || {
+        let drain = drain.clone();
+        nosy(move || drop((drain.cancel_token(), drain.held())))
+    };
+    let held = [drain.track("one").unwrap(), drain.track("two").unwrap()];
+    let (mut first, mut second) = (Box::pin(drain.close(secs(10))), Box::pin(drain.close(secs(20))));
+    for _ in 0..2 {
+        assert!(first.as_mut().poll(&mut Context::from_waker(&uses())).is_pending());
+        assert!(second.as_mut().poll(&mut Context::from_waker(&uses())).is_pending());
+    }
+    drop(second);
+    // One who is in more of a hurry wakes the others.
+    drop(drain.close(secs(5)));
+    assert!(first.as_mut().poll(&mut Context::from_waker(&uses())).is_pending());
+    held.into_iter().for_each(Guard::success);
+    assert!(first.as_mut().poll(&mut Context::from_waker(&uses())).is_ready());
+    assert!(drain.reopen());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_the_end_is_asleep_until_something_happens_and_leaves_nothing_behind() {
+    let drain = Drain::new();
+    let held = drain.try_acquire().unwrap();
+    let alive = Arc::new(());
+    let waker = {
+        let alive = alive.clone();
+        nosy(move || _ = &alive)
+    };
+    let mut closing = Box::pin(drain.close(secs(10)));
+    assert!(closing.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    drop((closing, waker));
+    assert_eq!(Arc::strong_count(&alive), 1, "its waker went with it");
+
+    let (mut closing, mut polls) = (Box::pin(drain.close(secs(60))), 0);
+    let counted = std::future::poll_fn(|cx| {
+        polls += 1;
+        closing.as_mut().poll(cx)
+    });
+    assert!(tokio::time::timeout(secs(5), counted).await.is_err());
+    assert!(polls < 10, "polled {polls} times");
+    held.success();
+    assert!(closing.await.is_clean());
+}
+
+/// The runtime of the one who began the closing stands still.
+#[test]
+fn when_the_last_one_leaves_any_who_closes_is_woken_and_ends_it() {
+    let (still, runs) = (Clock::paused(), Clock::paused());
+    let drain = Drain::new();
+    let held = drain.try_acquire().unwrap();
+    let mut first = {
+        let _entered = still.enter();
+        let mut first = Box::pin(drain.close(secs(100)));
+        assert!(poll_once(first.as_mut()).is_pending());
+        first
+    };
+    let _entered = runs.enter();
+    let (mut second, flag) = (Box::pin(drain.close(secs(100))), Flag::default());
+    assert!(flag.poll(second.as_mut()).is_pending());
+    held.success();
+    assert!(flag.woken());
+    assert!(poll_once(second.as_mut()).is_ready() && poll_once(first.as_mut()).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_operation_is_made_for_a_call_that_listens_to_a_drain_whose_grace_is_over() {
+    let drain = Drain::new();
+    let held = drain.try_acquire().unwrap();
+    let closing = begin(&drain, Duration::ZERO).await;
+    yield_now().await;
+    assert_eq!(drain.phase(), Phase::Cancelling);
+    let policy = Policy::named("late").build().unwrap();
+    let made = AtomicU32::new(0);
+    let call = policy.call().cancel_on(&drain).run(|| {
+        made.fetch_add(1, Ordering::Relaxed);
+        pending::<Result<(), ()>>()
+    });
+    let error = call.await.unwrap_err();
+    assert_eq!((error.cancel_reason(), error.attempts()), (Some(&CancelReason::Shutdown), 0));
+    assert_eq!(made.load(Ordering::Relaxed), 0);
+    held.success();
+    let report = closing.await.unwrap();
+    assert_eq!((report.cancelled(), report.still_in(), report.is_clean()), (1, 0, false), "it was told to stop");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_may_listen_to_two_drains() {
+    for which in 0..2 {
+        let drains = [Drain::new(), Drain::new()];
+        let held = drains[which].try_acquire().unwrap();
+        let policy = Policy::named("two").build().unwrap();
+        let call = policy.call().cancel_on(&drains[0]).cancel_on(&drains[1]).run(pending::<Result<(), ()>>);
+        let closing = begin(&drains[which], ms(10)).await;
+        let error = call.await.unwrap_err();
+        assert_eq!(error.cancel_reason(), Some(&CancelReason::Shutdown));
+        held.success();
+        closing.await.unwrap();
+    }
+}
+
+/// A named part counts like the drain itself.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_behind_a_named_drain_in_a_queue_does_not_begin_after_the_close() {
+    let drain = Drain::new();
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let permit = semaphore.try_acquire().unwrap();
+    let policy = Policy::named("part").gate(drain.part("requests")).gate(semaphore.clone()).build().unwrap();
+    let mut call = Box::pin(policy.run(|| async { Ok::<_, ()>(()) }));
+    assert!(poll_once(call.as_mut()).is_pending());
+    let closing = begin(&drain, secs(1)).await;
+    permit.success();
+    let error = call.await.unwrap_err();
+    assert_eq!(error.refusal().map(resile::Refusal::reason), Some(Reason::Draining));
+    assert!(closing.await.unwrap().is_clean());
+}
+
+/// The round from before was given up on while the call stood in the queue; the next one's close must reach it.
+#[test]
+fn a_call_in_a_queue_hears_of_the_close_after_a_reopen() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let drain = Drain::builder().cancel_wait(ms(1)).build().unwrap();
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let _permit = semaphore.try_acquire().unwrap();
+    let other = Drain::builder().named("other").build().unwrap();
+    let policy = Policy::named("queued").gate(other.clone()).gate(drain.clone()).gate(semaphore).build().unwrap();
+    let mut call = Box::pin(policy.run(|| async { Ok::<_, ()>(()) }));
+    assert!(poll_once(call.as_mut()).is_pending());
+    let report = clock.block_on(drain.close(Duration::ZERO));
+    assert_eq!(report.still_in(), 1);
+    assert!(drain.reopen());
+    let flag = Flag::default();
+    assert!(flag.poll(call.as_mut()).is_pending(), "it is open again");
+    assert!(!flag.woken());
+    let mut closing = Box::pin(drain.close(secs(1)));
+    assert!(poll_once(closing.as_mut()).is_pending());
+    assert!(flag.woken());
+    let std::task::Poll::Ready(end) = poll_once(call.as_mut()) else { panic!("it is told at once") };
+    let error = end.unwrap_err();
+    assert_eq!(error.refusal().map(|refusal| (refusal.gate(), refusal.reason())), Some(("drain", Reason::Draining)));
+    assert_eq!(other.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_tells_better_than_its_cancellation_but_no_other_reason() {
+    let drain = Drain::new();
+    let held = drain.try_acquire().unwrap();
+    let closing = begin(&drain, Duration::ZERO).await;
+    yield_now().await;
+    let gone = Cancel::new();
+    gone.cancel_with(CancelReason::ClientGone);
+    let policy = Policy::named("late").gate(drain.clone()).build().unwrap();
+    let error = policy.call().cancel_on(&gone).run(pending::<Result<(), ()>>).await.unwrap_err();
+    assert_eq!(error.cancel_reason(), Some(&CancelReason::ClientGone));
+    let error = policy.call().cancel_on(&drain).run(pending::<Result<(), ()>>).await.unwrap_err();
+    assert_eq!(error.refusal().map(resile::Refusal::reason), Some(Reason::Draining));
+    held.success();
+    closing.await.unwrap();
+}
+
+#[test]
+fn the_largest_settings_are_allowed() {
+    let drain = Drain::builder().cancel_wait(secs(24 * 3600)).max_names(1_048_576).build();
+    assert!(drain.is_ok());
+    let faults = Drain::builder().cancel_wait(secs(24 * 3600 + 1)).max_names(1_048_577).build().unwrap_err();
+    assert_eq!(faults.to_string().matches("must be").count(), 2, "{faults}");
 }

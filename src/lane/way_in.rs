@@ -148,7 +148,7 @@ impl Lane {
     /// fresh reading: user code may have run since the last one, or the task may have been polled late.
     fn check_time(&mut self, steps: &[Step], outline: &Outline) -> Result<(), End> {
         let ends = self.call.ends();
-        if ends == Moment::NEVER && !(self.waited && outline.retries) {
+        if ends == Moment::NEVER {
             return Ok(());
         }
         let now = self.call.read_clock();
@@ -200,12 +200,12 @@ impl Lane {
     /// When a call leaves a queue because its operation would come too late, although its limit has not passed.
     fn leaves_queue_at(&mut self, steps: &[Step], outline: &Outline) -> Moment {
         let ends = self.call.ends();
-        if ends == Moment::NEVER && !outline.retries {
+        if ends == Moment::NEVER {
             return Moment::NEVER;
         }
         let (latest, _) = self.latest_start(steps);
         let least = outline.least.required();
-        let own = if ends == Moment::NEVER || least == 0 || outline.least.is_probe_due(self.call.now()) {
+        let own = if least == 0 || outline.least.is_probe_due(self.call.now()) {
             Moment::NEVER
         } else {
             ends.minus_nanos(least)
@@ -222,8 +222,7 @@ impl Lane {
             return 0;
         }
         let least = outline.least.required();
-        let learned =
-            if least == 0 || outline.least.is_probe_due(self.call.now()) { 0 } else { least.saturating_mul(2) };
+        let learned = if outline.least.is_probe_due(self.call.now()) { 0 } else { least.saturating_mul(2) };
         learned.max(outline.retry_least)
     }
 

@@ -63,6 +63,25 @@ impl Flag {
     }
 }
 
+/// A waker that runs code of its own when it is woken and when it is dropped, neither of which may happen under a lock.
+pub fn nosy(code: impl Fn() + Send + Sync + 'static) -> Waker {
+    struct Nosy<F: Fn()>(F);
+
+    impl<F: Fn() + Send + Sync> Wake for Nosy<F> {
+        fn wake(self: Arc<Self>) {
+            (self.0)();
+        }
+    }
+
+    impl<F: Fn()> Drop for Nosy<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    Waker::from(Arc::new(Nosy(code)))
+}
+
 /// Polls once with a waker of its own.
 pub fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
     Flag::default().poll(future)
