@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::{join_all, poll_immediate};
 use proptest::prelude::*;
 use resile::{
@@ -630,4 +631,28 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// Waits a millisecond before the first retry, and panics before the second.
+struct Panics;
+
+impl resile::Backoff for Panics {
+    fn delays(&self) -> Box<dyn Iterator<Item = Duration> + Send> {
+        Box::new((0..).map(|n| if n == 0 { ms(1) } else { panic!("boom") }))
+    }
+}
+
+/// The attempt that was charged has been settled when the backoff is asked for the next one.
+#[tokio::test(start_paused = true)]
+async fn a_backoff_that_panics_costs_the_budget_what_was_made_and_no_more() {
+    let budget = share(1.0, 5);
+    let policy = policy(Retry::with(Panics), &budget);
+    let before = budget.available();
+    let mut call = Box::pin(policy.run(|| ready(Err::<(), _>(()))));
+    assert!(poll_immediate(call.as_mut()).await.is_none(), "it pauses");
+    advance(ms(2)).await;
+    let end = std::panic::AssertUnwindSafe(call.as_mut()).catch_unwind().await;
+    assert!(end.is_err());
+    drop(call);
+    assert_eq!(budget.available(), before, "nothing is in flight");
 }

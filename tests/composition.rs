@@ -1324,3 +1324,27 @@ fn a_ticket_is_given_back_once_also_to_a_gate_that_panics_about_it() {
         assert_eq!((dropped.is_ok(), clings.0.load(Ordering::Relaxed), drain.in_flight()), (true, 1, 0), "{ends}");
     }
 }
+
+/// What is learned about the time an operation takes comes from operations, not from the wait of an attempt that was never
+/// made.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_timed_out_in_a_queue_says_nothing_about_how_long_operations_take() {
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let policy = Policy::named("queued").timeout(ms(1000)).retry(Retry::constant(ms(10))).gate(semaphore.clone());
+    let policy = policy.build().unwrap();
+    let mut first = Box::pin(policy.run(|| async {
+        sleep(ms(5)).await;
+        Err::<(), _>(())
+    }));
+    assert!(timeout(ms(7), first.as_mut()).await.is_err());
+    let permit = semaphore.try_acquire().unwrap();
+    let error = first.await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::TimedOut, 1));
+    let next = policy.run(|| async { Ok::<_, ()>(sleep(ms(5)).await) });
+    let (end, ()) = futures::future::join(next, async {
+        sleep(ms(100)).await;
+        permit.success();
+    })
+    .await;
+    end.unwrap();
+}

@@ -610,3 +610,18 @@ fn a_cleanup_runs_in_a_runtime_without_timers() {
         assert_eq!((policy.tasks().cleaned(), policy.tasks().failed()), (2, 0));
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_about_an_early_end_is_not_told_of_another() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let notes = told.clone();
+    let policy = Policy::named("db").timeout(MS).on_early_end(move |end| {
+        notes.lock().unwrap().push(end.to_string());
+        panic!("boom");
+    });
+    let policy = policy.build().unwrap();
+    let mut call = Box::pin(policy.run(std::future::pending::<Result<(), ()>>));
+    assert!(std::panic::AssertUnwindSafe(call.as_mut()).catch_unwind().await.is_err());
+    drop(call);
+    assert_eq!(told.lock().unwrap().len(), 1, "{told:?}");
+}

@@ -993,3 +993,25 @@ fn a_leaky_bucket_keeps_its_rate_and_its_distance_on_a_busy_runtime() {
         assert_eq!(bucket.queued(), 0);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_set_of_a_bucket_changes_all_but_the_batch_or_nothing() {
+    let bucket = TokenBucket::per_second(10).burst(4).build().unwrap();
+    let fault = bucket.set(TokenBucket::per_second(20).burst(8).batch(4)).unwrap_err();
+    assert!(fault.to_string().contains("batch must be 1") || fault.to_string().contains("batch must be 0"), "{fault}");
+    assert_eq!((bucket.burst(), bucket.peek()), (4, 4));
+    bucket.try_take(4).unwrap();
+    bucket.set(TokenBucket::per_second(20).burst(8).max_queue(0)).unwrap();
+    assert_eq!(bucket.acquire().await.unwrap_err().reason(), Reason::QueueFull, "nobody waits any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn fields_of_a_refusal_name_the_limiter_that_refused_in_both_items() {
+    let bucket = TokenBucket::per_second(2).burst(2).named("inner").build().unwrap();
+    bucket.try_take(2).unwrap();
+    assert_eq!(bucket.snapshot().window(), secs(1));
+    let refusal = Refusal::new("outer", Reason::Busy);
+    let fields = bucket.snapshot().fields().refused(&refusal);
+    assert_eq!(fields.policy.unwrap().to_string(), r#""outer";q=2;w=1"#);
+    assert!(fields.service.unwrap().to_string().starts_with(r#""outer";r=0"#));
+}

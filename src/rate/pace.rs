@@ -315,6 +315,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_burst_spans_as_much_as_the_scale_holds_and_no_more() {
+        let slow = Rate::new(1, std::time::Duration::from_nanos(1 << 27));
+        assert!(Pace::new(slow, 1 << 31, false).is_some());
+        assert!(Pace::new(slow, (1 << 31) + 1, false).is_none());
+    }
+
     proptest! {
         /// Law: in no interval more than burst + ceil(rate × t), whatever the clock does; the advice is exact to the
         /// nanosecond; a refusal changes nothing by construction, since the state is the caller's.
@@ -414,6 +421,23 @@ mod tests {
                 let there = i128::from(pace.available(state, now)) * i128::from(rate.period);
                 prop_assert!(there <= level.max(0) + slack && there + whole(1) + slack > level);
             }
+        }
+
+        /// What is owed has an end, and what would be owed beyond it is not taken.
+        #[test]
+        fn a_debt_ends_at_the_longest_span(rate in rates(), burst in 1_u32..20, times in 1_usize..4, off in 0_u64..1 << 50) {
+            let pace = Pace::new(rate, burst, false).unwrap();
+            let now = Moment::at(off);
+            let (mut state, mut taken) = (0, 0_u128);
+            for _ in 0..times {
+                let (next, booked) = pace.charge(state, now, u32::MAX);
+                prop_assert_eq!(next - state.max(pace.virtual_time(now)), u64::from(booked) << pace.bits);
+                state = next;
+                taken += u128::from(booked);
+            }
+            let room = u128::from(pace.span() + LONGEST_SPAN) >> pace.bits;
+            prop_assert_eq!(taken, room.min(times as u128 * u128::from(u32::MAX)));
+            prop_assert!(pace.debt(state, now) <= LONGEST_SPAN);
         }
 
         /// The short way decides as the long one, to the unit, also where the clock went back.
