@@ -153,6 +153,38 @@ async fn who_is_called_and_not_polled_is_passed_over_and_keeps_its_place() {
     assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
 }
 
+/// The place at the limit goes to another, who comes once and then no more: the one that had it must look after that one.
+#[tokio::test(start_paused = true)]
+async fn who_had_to_step_aside_goes_on_without_the_one_that_does_not_come() {
+    for returns in [false, true] {
+        let fair = Fair::by("tenant", Semaphore::permits(2)).build().unwrap();
+        let (policy, order) = (gated(&fair), Order::default());
+        let holds = fair.limit().try_acquire_many(2).unwrap();
+        let large = |tenant: u64| {
+            let call = policy.call().owned().key("tenant", tenant).cost(2);
+            Box::pin(call.run(|| std::future::ready(Ok::<_, ()>(()))))
+        };
+        let mut away = call(&policy, &order, 2, 0, ms(1));
+        if returns {
+            // It is called first, passed over, and comes back once.
+            assert!(Flag::default().poll(away.as_mut()).is_pending());
+        }
+        let tasks = tokio::task::LocalSet::new();
+        tasks
+            .run_until(async {
+                let waits = tokio::task::spawn_local(large(1));
+                tokio::time::sleep(ms(100)).await;
+                assert!(Flag::default().poll(away.as_mut()).is_pending());
+                tokio::time::sleep(ms(100)).await;
+                drop(holds);
+                tokio::time::timeout(ms(100), waits).await.expect("in time").unwrap().unwrap();
+            })
+            .await;
+        drop(away);
+        assert_eq!((fair.limit().in_use(), fair.limit().queued(), fair.queued()), (0, 0, 0));
+    }
+}
+
 /// What is never polled again and never dropped holds nobody up either.
 #[tokio::test(start_paused = true)]
 async fn a_hundred_that_are_forgotten_stop_nobody() {

@@ -1015,3 +1015,167 @@ async fn fields_of_a_refusal_name_the_limiter_that_refused_in_both_items() {
     assert_eq!(fields.policy.unwrap().to_string(), r#""outer";q=2;w=1"#);
     assert!(fields.service.unwrap().to_string().starts_with(r#""outer";r=0"#));
 }
+
+/// Waiters at a leaky bucket that have slept through their turns, all of whom have been polled since: one went.
+fn late_waiters(bucket: &LeakyBucket, clock: &Clock, waiters: u32, after: Duration) -> Vec<(Pin<Box<Acquire>>, Flag)> {
+    bucket.try_take(1).unwrap();
+    let mut waiting: Vec<_> = (0..waiters).map(|_| (Box::pin(bucket.acquire()), Flag::default())).collect();
+    for (waits, flag) in &mut waiting {
+        assert!(flag.poll(waits.as_mut()).is_pending());
+    }
+    clock.advance(after);
+    poll_all(&mut waiting);
+    waiting
+}
+
+/// Polls all, and takes out those that are served: how many that were.
+fn poll_all(waiting: &mut Vec<(Pin<Box<Acquire>>, Flag)>) -> usize {
+    let before = waiting.len();
+    waiting.retain_mut(|(waits, flag)| {
+        *flag = Flag::default();
+        match flag.poll(waits.as_mut()) {
+            Poll::Ready(end) => _ = end.map(Guard::success),
+            Poll::Pending => return true,
+        }
+        false
+    });
+    before - waiting.len()
+}
+
+/// Those that gave up stood in everybody's way for as long as they would have taken.
+#[test]
+fn late_waiters_that_give_up_leave_nothing_behind() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let bucket = LeakyBucket::per_second(100).build().unwrap();
+    let waiting = late_waiters(&bucket, &clock, 1000, secs(11));
+    assert_eq!(waiting.len(), 999);
+    assert!(bucket.try_take(1).unwrap_err().retry_after().unwrap() > secs(9), "behind all of them");
+    drop(waiting);
+    assert_eq!(bucket.try_take(1).unwrap_err().retry_after(), Some(ms(10)));
+
+    let bucket = LeakyBucket::per_second(100).max_wait(secs(12)).build().unwrap();
+    let mut waiting = late_waiters(&bucket, &clock, 1000, secs(11));
+    while !waiting.is_empty() {
+        clock.advance(ms(5));
+        poll_all(&mut waiting);
+    }
+    assert!(bucket.try_take(1).unwrap_err().retry_after().unwrap() <= ms(10), "those that were refused don't count");
+}
+
+#[test]
+fn late_waiters_are_told_anew_when_the_rate_changes() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let bucket = LeakyBucket::at(Rate::new(1, secs(60))).build().unwrap();
+    let mut waiting = late_waiters(&bucket, &clock, 5, secs(400));
+    assert_eq!(waiting.len(), 4);
+    bucket.set_rate(Rate::per_second(1000)).unwrap();
+    let start = Instant::now();
+    while !waiting.is_empty() {
+        assert!(start.elapsed() < ms(50), "{} still wait", waiting.len());
+        clock.advance(ms(2));
+        let at = waiting.iter().position(|(_, flag)| flag.woken());
+        if let Some(mut woken) = at.map(|at| vec![waiting.remove(at)]) {
+            poll_all(&mut woken);
+            waiting.append(&mut woken);
+        }
+    }
+}
+
+/// With a grant that nobody fetched, what came back was lost.
+#[test]
+fn what_comes_back_to_a_leaky_bucket_counts_also_while_somebody_does_not_come() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let bucket = LeakyBucket::per_second(1).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let mut absent = Box::pin(bucket.acquire());
+    assert!(Flag::default().poll(absent.as_mut()).is_pending());
+    clock.advance(secs(100));
+    bucket.try_take(100).unwrap();
+    bucket.refund(99);
+    assert_eq!(bucket.try_take(1).unwrap_err().retry_after(), Some(secs(1)));
+    clock.advance(secs(1));
+    let mut guard = bucket.try_acquire_many(100).unwrap();
+    guard.settle(1);
+    guard.success();
+    assert_eq!(bucket.try_take(1).unwrap_err().retry_after(), Some(secs(1)));
+    clock.advance(secs(1));
+    let mut guard = bucket.try_acquire().unwrap();
+    guard.settle(100);
+    guard.success();
+    clock.advance(secs(50));
+    assert!(Flag::default().poll(absent.as_mut()).is_pending(), "what is owed is paid first, also by who is late");
+}
+
+/// The head was woken when it had been told, although it could go earlier since another had left.
+#[test]
+fn the_head_is_woken_when_one_that_was_granted_tokens_leaves() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let bucket = TokenBucket::per_second(1).burst(10).build().unwrap();
+    bucket.try_take(10).unwrap();
+    let mut leaves = Box::pin(bucket.acquire_many(5));
+    assert!(Flag::default().poll(leaves.as_mut()).is_pending());
+    let (mut head, flag) = (Box::pin(bucket.acquire_many(10)), Flag::default());
+    assert!(flag.poll(head.as_mut()).is_pending());
+    clock.advance(secs(5));
+    assert_eq!(bucket.queued(), 2);
+    let _serves = bucket.try_take(1);
+    assert_eq!(bucket.queued(), 1);
+    drop(leaves);
+    assert!(flag.woken());
+    let start = Instant::now();
+    assert!(clock.block_on(head).is_ok() && start.elapsed() <= secs(5));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Law: each call keeps the distance to the one before that its cost asks for, less the grain of timers, however
+    /// late waiters are polled and whoever leaves.
+    #[test]
+    fn calls_of_any_cost_keep_their_distance_at_a_leaky_bucket(
+        per_second in prop_oneof![Just(1_u64), Just(50), Just(100), Just(5000)],
+        ops in proptest::collection::vec((0_u8..6, 0_usize..8, 1_u32..40, 0_u64..120), 1..80),
+    ) {
+        let clock = Clock::paused();
+        let _entered = clock.enter();
+        let bucket = LeakyBucket::per_second(per_second).max_wait(secs(20)).build().unwrap();
+        let interval = 1_000_000_000 / per_second;
+        let start = Instant::now();
+        let mut waiting: Vec<(u32, Pin<Box<Acquire>>)> = Vec::new();
+        // When the next may go.
+        let mut next = 0_u64;
+        for (op, which, cost, wait) in ops {
+            let mut went = None;
+            match op {
+                0 => clock.advance(ms(wait)),
+                1 => clock.advance(nanos(wait * interval / 7)),
+                2 => went = bucket.try_take(cost).is_ok().then_some(cost),
+                3 => {
+                    let mut waits = Box::pin(bucket.acquire_many(cost));
+                    match Flag::default().poll(waits.as_mut()) {
+                        Poll::Pending => waiting.push((cost, waits)),
+                        Poll::Ready(end) => went = end.is_ok().then_some(cost),
+                    }
+                }
+                4 if !waiting.is_empty() => drop(waiting.remove(which % waiting.len())),
+                5 if !waiting.is_empty() => {
+                    let place = which % waiting.len();
+                    if let Poll::Ready(end) = Flag::default().poll(waiting[place].1.as_mut()) {
+                        let (cost, _) = waiting.remove(place);
+                        went = end.is_ok().then_some(cost);
+                    }
+                }
+                _ => {}
+            }
+            if let Some(cost) = went {
+                let now = start.elapsed().as_nanos() as u64;
+                prop_assert!(next <= now + 10, "{} ns early", next - now);
+                next = next.max(now.saturating_sub(2_000_000)) + u64::from(cost) * interval;
+            }
+        }
+    }
+}

@@ -80,12 +80,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::Context;
 
 use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
 use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Ticket, Underway};
-use crate::internal::queue::{DEFAULT_MAX_QUEUE, LONGEST_QUEUE};
+use crate::internal::queue::{DEFAULT_MAX_QUEUE, LONGEST_QUEUE, WakeList};
 use crate::internal::sync::Mutex;
 use crate::keyed::{Id, KeyRef, Secret};
 use crate::step;
@@ -270,22 +270,16 @@ impl<G: Gate> Fair<G> {
     fn end_wait(&self, number: [u32; 2], passed: bool) {
         let ended = self.0.state.lock().end(number, passed);
         if let Some((gone, turn)) = ended {
-            drop(gone);
             self.carry_out(turn);
+            drop(gone);
         }
     }
 
-    /// Gives the place at the limit up, and then wakes who is to have it, whichever of the two panics.
+    /// Gives the place at the limit up, and then wakes the one that is to have it, whichever of these panics.
     fn carry_out(&self, turn: Turn) {
-        struct Wake(Option<Waker>);
-
-        impl Drop for Wake {
-            fn drop(&mut self) {
-                self.0.take().into_iter().for_each(Waker::wake);
-            }
-        }
-
-        let _wake = Wake(turn.wake);
+        let mut wakers = WakeList::default();
+        wakers.push(turn.wake);
+        wakers.push(turn.look);
         if let Some([a, b]) = turn.aside {
             self.0.gate.abandon(Ticket::new(a, b));
         }
@@ -312,9 +306,9 @@ impl<G: Gate> Gate for Fair<G> {
 
     fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
         let [place, turn] = number(&ticket);
-        let waker = cx.waker().clone();
+        let mut waker = Some(cx.waker().clone());
         let mut state = self.0.state.lock();
-        let Some((stands, old, aside)) = state.see([place, turn], waker, call.now()) else {
+        let Some((stands, aside)) = state.see([place, turn], &mut waker, call.now()) else {
             drop(state);
             return self.enter(call);
         };
@@ -322,8 +316,8 @@ impl<G: Gate> Gate for Fair<G> {
             Place::InLine => {
                 let (again, turn) = state.look_after(call.now());
                 drop(state);
-                drop(old);
                 self.carry_out(turn);
+                drop(waker);
                 return Entry::Wait(ticket, Some(again));
             }
             Place::Called => None,
@@ -332,8 +326,8 @@ impl<G: Gate> Gate for Fair<G> {
         };
         state.stand(place, Place::Asking(inner));
         drop(state);
-        drop(old);
         self.carry_out(aside);
+        drop(waker);
         let mut entry = match inner {
             Some([a, b]) => self.0.gate.poll_wait(Ticket::new(a, b), call, cx),
             None => self.0.gate.enter(call),
@@ -349,10 +343,15 @@ impl<G: Gate> Gate for Fair<G> {
                 let mut state = self.0.state.lock();
                 state.stand(place, Place::AtLimit(inner.words()));
                 let turn = state.turn();
-                let until = until.filter(|_| state.is_at_limit(place));
+                if state.is_at_limit(place) {
+                    drop(state);
+                    return Entry::Wait(ticket, until);
+                }
+                // Another goes before it, and has just been called.
+                let again = state.next_look(call.now());
                 drop(state);
                 self.carry_out(turn);
-                Entry::Wait(ticket, until)
+                Entry::Wait(ticket, Some(again))
             }
             Entry::Pass(pass) => {
                 let pass = Underway::new(pass, |pass| self.0.gate.leave(pass, Outcome::NotStarted));

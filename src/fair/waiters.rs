@@ -55,9 +55,11 @@ pub(super) enum Place {
 /// What a change of the line has others do, with no lock held.
 #[derive(Default)]
 pub(super) struct Turn {
-    /// It is first now.
+    /// One is first now, or has to look whether the one at the limit is still there.
     pub(super) wake: Option<Waker>,
-    /// The ticket of one that is no longer.
+    /// One is not first any more, and has to look after the one that is.
+    pub(super) look: Option<Waker>,
+    /// The ticket of that one.
     pub(super) aside: Option<[u64; 2]>,
 }
 
@@ -118,6 +120,7 @@ impl State {
                 Place::Called | Place::InLine => {}
             }
             waiter.place = Place::InLine;
+            turn.look = waiter.waker.take();
         }
         self.at_limit = first;
         if let Some(waiter) = first.and_then(|place| self.waiters.get_mut(place)) {
@@ -143,13 +146,13 @@ impl State {
         Some((gone, self.turn()))
     }
 
-    /// A waiter is polled: it is there. Its old waker is returned, to be dropped outside.
+    /// A waiter is polled: it is there. What is left as its waker afterwards is to be dropped outside.
     pub(super) fn see(
         &mut self,
         [place, turn]: [u32; 2],
-        waker: Waker,
+        waker: &mut Option<Waker>,
         now: Moment,
-    ) -> Option<(Place, Option<Waker>, Turn)> {
+    ) -> Option<(Place, Turn)> {
         let waiter = self.waiters.at(place, turn)?;
         let old = waiter.waker.take();
         (waiter.heard, waiter.asked) = (now, false);
@@ -158,20 +161,21 @@ impl State {
         // Without a waker it is not woken if it is called: it is here.
         let turn = if self.line.first() == Some(place) { self.turn() } else { Turn::default() };
         let waiter = self.waiters.get_mut(place)?;
-        waiter.waker = Some(waker);
-        Some((waiter.place, old, turn))
+        waiter.waker = std::mem::replace(waker, old);
+        Some((waiter.place, turn))
     }
 
     /// Looks whether the one at the limit is still there, for one in line. Returns also when to look again: soon after it
-    /// was asked, and otherwise the less often the more wait.
+    /// was asked.
     pub(super) fn look_after(&mut self, now: Moment) -> (Moment, Turn) {
         let mut turn = Turn::default();
-        let soon = now.plus_nanos(PATIENCE);
-        let seldom = now.plus_nanos(PATIENCE * u64::from(self.in_line().clamp(1, MOST_BETWEEN)));
+        let (soon, seldom) = (now.plus_nanos(PATIENCE), self.next_look(now));
         let Some(waiter) = self.at_limit.and_then(|place| self.waiters.get_mut(place)) else { return (seldom, turn) };
         if matches!(waiter.place, Place::Asking(_)) {
             return (seldom, turn);
         }
+        // A clock that went back must not be waited for.
+        waiter.heard = waiter.heard.min(now);
         if now < waiter.heard.plus_nanos(PATIENCE) {
             return (if waiter.asked { soon } else { seldom }, turn);
         }
@@ -189,6 +193,11 @@ impl State {
             (next.heard, next.asked) = (now, true);
         }
         (soon, turn)
+    }
+
+    /// When one in line is to look again: the more wait, the less often each of them does.
+    pub(super) fn next_look(&self, now: Moment) -> Moment {
+        now.plus_nanos(PATIENCE * u64::from(self.in_line().clamp(1, MOST_BETWEEN)))
     }
 
     /// Whether this one is at the limit.

@@ -74,21 +74,38 @@ pub(super) trait Meter: Send + Sync + 'static {
     /// Takes so many if they are there, with a note for the pass; or says when they would be.
     fn take(&self, locked: &mut Self::Locked, now: Moment, cost: u32) -> Take;
 
-    /// From now on there are grants that nobody has fetched, or there are none any more.
-    fn set_granted(&self, locked: &mut Self::Locked, any: bool) {
-        let _ = (locked, any);
+    /// Grants so many to a waiter whose turn it is, with a note; or says when it will be.
+    fn grant(&self, locked: &mut Self::Locked, now: Moment, cost: u32) -> Take {
+        self.take(locked, now, cost)
     }
 
-    /// One goes to whom so many were granted; or when it may at the earliest, and when if others go before it that cost
-    /// so much.
-    fn depart(&self, locked: &mut Self::Locked, now: Moment, cost: u32, before: u64) -> Result<(), [Moment; 2]> {
+    /// A waiter comes for what it was granted: a note for the pass. Where calls go out one at a time, it may have to keep
+    /// its distance: then, when it may go at the earliest, and when if others go before it that cost so much.
+    fn fetch(
+        &self,
+        locked: &mut Self::Locked,
+        granted: u64,
+        now: Moment,
+        cost: u32,
+        before: u64,
+    ) -> Result<u64, [Moment; 2]> {
         let _ = (locked, now, cost, before);
-        Ok(())
+        Ok(granted)
     }
 
-    /// The grants that follow are due after all that has gone and so many that come late.
-    fn keep_behind(&self, locked: &mut Self::Locked, now: Moment, late: u64) {
-        let _ = (locked, now, late);
+    /// A waiter does not come for what it was granted.
+    fn give_up(&self, locked: &mut Self::Locked, granted: u64, cost: u32) {
+        self.undo(locked, granted, cost);
+    }
+
+    /// Grants that follow are due after all that has gone and so many that come late; anew, if others have left.
+    fn schedule(&self, locked: &mut Self::Locked, now: Moment, late: u64, anew: bool) {
+        let _ = (locked, now, late, anew);
+    }
+
+    /// Takes so many if they are there besides what was granted and not fetched.
+    fn take_behind(&self, locked: &mut Self::Locked, now: Moment, cost: u32) -> Take {
+        self.take(locked, now, cost)
     }
 
     /// When so many would be there behind all who wait.
@@ -175,7 +192,7 @@ impl<L> Waiting<L> {
 /// How many grants before its own a waiter that comes late looks at.
 const MOST_BEFORE: usize = 64;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Grant {
     /// The meter's note.
     taken: u64,
@@ -184,6 +201,13 @@ struct Grant {
     until: Moment,
     /// It has come late, and waits for its distance to those that went before.
     late: bool,
+    /// Of one that is late.
+    waker: Option<Waker>,
+}
+
+/// The waker of the first that is late, if it is not far behind others.
+fn late_waker(granted: &mut BTreeMap<Key, Grant>) -> Option<Waker> {
+    granted.values_mut().take(MOST_BEFORE).find_map(|grant| grant.waker.take())
 }
 
 impl<M: Meter> Shell<M> {
@@ -380,20 +404,20 @@ impl<M: Meter> Shell<M> {
     /// wakers are to be woken without the lock. Also returns when the head that is left is due.
     fn serve(&self, waiting: &mut Waiting<M::Locked>, now: Moment) -> (WakeList, Option<Moment>) {
         let mut wakers = WakeList::default();
-        let Waiting { queue, granted, served, sooner, locked, .. } = waiting;
+        let Waiting { queue, granted, served, sooner, locked, late } = waiting;
         self.meter.heal(locked, now);
+        if *served > now {
+            self.meter.schedule(locked, now, *late, true);
+        }
         let (mut next, mut is_new) = (None, false);
         while let (Some(cost), Some(until)) = (queue.head(), queue.head_until()) {
             // A clock that went back must not be waited for.
             *served = (*served).min(now);
-            if granted.is_empty() {
-                self.meter.set_granted(locked, true);
-            }
             let fits = cost <= self.meter.largest(locked);
-            match if fits { self.meter.take(locked, *served, cost) } else { Take::At(Moment::NEVER) } {
+            match if fits { self.meter.grant(locked, *served, cost) } else { Take::At(Moment::NEVER) } {
                 Take::Now(taken) => {
                     let (key, waker) = queue.grant_head();
-                    granted.insert(key, Grant { taken, cost, until, late: false });
+                    granted.insert(key, Grant { taken, cost, until, late: false, waker: None });
                     is_new = true;
                     wakers.push(waker);
                 }
@@ -409,9 +433,6 @@ impl<M: Meter> Shell<M> {
                 }
                 Take::At(due) => *served = due,
             }
-        }
-        if granted.is_empty() {
-            self.meter.set_granted(locked, false);
         }
         if queue.is_empty() {
             self.meter.set_waiting(M::PACED && !granted.is_empty());
@@ -446,12 +467,8 @@ impl<M: Meter> Shell<M> {
         } else if queue.is_empty() {
             // What was foreseen for those who waited knows nothing of this one.
             self.meter.disturbed(locked);
-            let taken = self.meter.take(locked, now, cost);
-            if let (Take::Now(_), false) = (taken, granted.is_empty()) {
-                // What has gone is never ahead of what is granted, so this one may go, too.
-                let _always = self.meter.depart(locked, now, cost, 0);
-            }
-            Ok(taken)
+            let behind = !granted.is_empty();
+            Ok(if behind { self.meter.take_behind(locked, now, cost) } else { self.meter.take(locked, now, cost) })
         } else {
             Ok(Take::At(self.meter.due(locked, queue, now, cost)))
         }
@@ -468,22 +485,25 @@ impl<M: Meter> Shell<M> {
         let waker = cx.waker().clone();
         let (cost, now) = (call.cost(), call.now());
         let mut waiting = self.waiting.lock();
-        let (wakers, next) = self.serve(&mut waiting, now);
+        let (mut wakers, next) = self.serve(&mut waiting, now);
         let mut status = waiting.queue.status(key);
+        let mut old = None;
         if status == Status::Served {
-            match self.fetch(&mut waiting, key, now) {
+            match self.fetch(&mut waiting, key, now, &mut wakers, &mut old) {
                 Ok(taken) => {
                     drop(waiting);
                     let pass = Underway::new(Pass::new(taken, cost.into()), |pass| self.undo(&pass));
                     wakers.wake();
-                    drop(waker);
+                    drop((old, waker));
                     return Entry::Pass(pass.arrive());
                 }
                 // It comes late, and others do, too.
                 Err(Some(due)) => {
+                    let grant = waiting.granted.get_mut(&key);
+                    old = grant.and_then(|grant| grant.waker.replace(waker));
                     drop(waiting);
                     wakers.wake();
-                    drop(waker);
+                    drop(old);
                     return Entry::Wait(Ticket::new(bits, due.nanos()), Some(due));
                 }
                 Err(None) => status = Status::Rejected,
@@ -496,7 +516,7 @@ impl<M: Meter> Shell<M> {
             let again = if cost > limit { now } else { self.meter.due(locked, queue, now, cost) };
             drop(waiting);
             wakers.wake();
-            drop((own, waker));
+            drop((own, old, waker));
             return Entry::Refused(if cost > limit {
                 self.refuse(Reason::CostAboveLimit { cost, limit }, now, now)
             } else {
@@ -516,43 +536,50 @@ impl<M: Meter> Shell<M> {
         Entry::Wait(Ticket::new(bits, due.nanos()), Some(due))
     }
 
-    /// Takes what a waiter was granted: the meter's note. Where calls go out one at a time, it may have to wait for its
-    /// distance to the one that went before: then, the moment when it may go, or `None` if that is too late for it.
-    fn fetch(&self, waiting: &mut Waiting<M::Locked>, key: Key, now: Moment) -> Result<u64, Option<Moment>> {
-        let Waiting { queue, granted, locked, late, .. } = waiting;
+    /// What a waiter was granted: the note for its pass. Where calls go out one at a time, one that comes late may have to
+    /// wait for its distance to the one that went before: then, the moment when it may go, or `None` if that is too late
+    /// for it. The wakers are to be woken, and an unused one dropped, without the lock.
+    fn fetch(
+        &self,
+        waiting: &mut Waiting<M::Locked>,
+        key: Key,
+        now: Moment,
+        wakers: &mut WakeList,
+        unused: &mut Option<Waker>,
+    ) -> Result<u64, Option<Moment>> {
+        let Waiting { queue, granted, locked, late, sooner, .. } = waiting;
         // No more are looked at: which of them come is not known anyway.
         let before: u64 = granted.range(..key).take(MOST_BEFORE).map(|(_, grant)| u64::from(grant.cost)).sum();
         let Some(grant) = granted.get_mut(&key) else { unreachable!("a grant is fetched once") };
-        let Grant { taken, cost, until, .. } = *grant;
-        let departs = self.meter.depart(locked, now, cost, before);
-        let waits = match departs {
+        let (cost, until) = (grant.cost, grant.until);
+        let fetched = self.meter.fetch(locked, grant.taken, now, cost, before);
+        let waits = match fetched {
             Err([earliest, due]) if earliest <= until => Some(due.min(until)),
             _ => None,
         };
-        if std::mem::replace(&mut grant.late, true) {
+        if std::mem::replace(&mut grant.late, waits.is_some()) {
             *late -= u64::from(cost);
         }
         if waits.is_some() {
             *late += u64::from(cost);
-        } else {
-            granted.remove(&key);
+            self.meter.schedule(locked, now, *late, false);
+            return Err(waits);
         }
-        self.meter.keep_behind(locked, now, *late);
-        if granted.is_empty() {
-            self.meter.set_granted(locked, false);
-            if queue.is_empty() {
-                self.meter.set_waiting(false);
-            }
+        if fetched.is_err() {
+            // Nobody waits behind it any more.
+            self.meter.disturbed(locked);
+            self.meter.give_up(locked, grant.taken, cost);
+            *sooner = true;
+            wakers.push(queue.take_head_waker());
         }
-        match (departs, waits) {
-            (Ok(()), _) => Ok(taken),
-            (Err(_), Some(due)) => Err(Some(due)),
-            (Err(_), None) => {
-                self.meter.disturbed(locked);
-                self.meter.undo(locked, taken, cost);
-                Err(None)
-            }
+        *unused = grant.waker.take();
+        granted.remove(&key);
+        self.meter.schedule(locked, now, *late, fetched.is_err() || granted.is_empty());
+        wakers.push(late_waker(granted));
+        if queue.is_empty() && granted.is_empty() {
+            self.meter.set_waiting(false);
         }
+        fetched.map_err(|_| None)
     }
 
     pub(super) fn abandon(&self, ticket: &Ticket) {
@@ -563,7 +590,7 @@ impl<M: Meter> Shell<M> {
         let (before, _) = self.serve(&mut waiting, now);
         let (status, own) = waiting.queue.remove(key);
         let Waiting { queue, granted, locked, served, sooner, late } = &mut *waiting;
-        let mut head = None;
+        let (mut head, mut first_late, mut unused) = (None, None, None);
         *sooner = true;
         if let (Status::Served, Some(grant)) = (status, granted.remove(&key)) {
             *served = now;
@@ -571,7 +598,11 @@ impl<M: Meter> Shell<M> {
                 *late -= u64::from(grant.cost);
             }
             self.meter.disturbed(locked);
-            self.meter.undo(locked, grant.taken, grant.cost);
+            self.meter.give_up(locked, grant.taken, grant.cost);
+            self.meter.schedule(locked, now, *late, true);
+            // The next may come earlier than it was told, if not at once.
+            head = queue.take_head_waker();
+            (first_late, unused) = (late_waker(granted), grant.waker);
         } else if matches!(status, Status::Waiting { .. }) {
             self.meter.disturbed(locked);
             if status == (Status::Waiting { head: true }) {
@@ -584,8 +615,8 @@ impl<M: Meter> Shell<M> {
         drop(waiting);
         before.wake();
         after.wake();
-        head.into_iter().for_each(Waker::wake);
-        drop(own);
+        head.into_iter().chain(first_late).for_each(Waker::wake);
+        drop((own, unused));
     }
 
     #[inline]
@@ -629,14 +660,17 @@ impl<M: Meter> Shell<M> {
         let (before, _) = self.serve(&mut waiting, now);
         let result = change(&self.meter, &mut waiting.locked);
         (waiting.served, waiting.sooner) = (now, true);
-        self.meter.disturbed(&mut waiting.locked);
+        let Waiting { locked, late, .. } = &mut *waiting;
+        self.meter.disturbed(locked);
+        self.meter.schedule(locked, now, *late, true);
         let (after, _) = self.serve(&mut waiting, now);
-        // It may be due earlier than it thinks.
+        // They may be due earlier than they think.
         let head = waiting.queue.take_head_waker();
+        let first_late = late_waker(&mut waiting.granted);
         drop(waiting);
         before.wake();
         after.wake();
-        head.into_iter().for_each(Waker::wake);
+        head.into_iter().chain(first_late).for_each(Waker::wake);
         result
     }
 

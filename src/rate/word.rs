@@ -44,9 +44,9 @@ pub(super) struct Book {
     charged: (u64, u64),
     /// When the pace was changed, in nanoseconds: what was taken before does not come back.
     changed: u64,
-    /// The state that counts only who has really gone, of a paced word with grants that were not fetched. It is never
-    /// ahead of the word, and 0 otherwise.
-    gone: u64,
+    /// Of a paced word: the state if all that were granted something had gone when that was due. It says who is granted
+    /// next; who may go, the word says.
+    schedule: u64,
 }
 
 impl Book {
@@ -171,14 +171,18 @@ impl<const PACED: bool> Word<PACED> {
         self.cell.load(Acquire) & STATE
     }
 
+    /// From where the next grant counts.
+    fn scheduled(&self, book: &Book) -> u64 {
+        self.state().max(book.schedule)
+    }
+
     /// Changes the pace, with the lock held. What is there stays there.
     pub(super) fn set_pace(&self, book: &mut Book, now: Moment, new: Pace) {
         let old = self.pace();
         if old == new {
             return;
         }
-        let gone = old.convert(book.gone, now, new).saturating_sub(1);
-        *book = Book { changed: now.nanos(), debt: 0, charged: (0, 0), gone };
+        *book = Book { changed: now.nanos(), ..Book::default() };
         let before = self.cell.fetch_or(BUSY, AcqRel);
         self.multiplier.store(new.multiplier, Relaxed);
         self.shape.store(shape(new), Relaxed);
@@ -270,43 +274,8 @@ impl<const PACED: bool> Meter for Word<PACED> {
     fn heal(&self, book: &mut Book, now: Moment) {
         let pace = self.pace();
         let _always = self.update(|state| Take::Now(pace.healed(state, now, book.debt)));
-        book.gone = pace.healed(book.gone, now, book.debt);
         if pace.debt(self.state(), now) == 0 {
             book.debt = 0;
-        }
-    }
-
-    fn set_granted(&self, book: &mut Book, any: bool) {
-        book.gone = if PACED && any { self.state() } else { 0 };
-    }
-
-    fn depart(&self, book: &mut Book, now: Moment, cost: u32, before: u64) -> Result<(), [Moment; 2]> {
-        if !PACED {
-            return Ok(());
-        }
-        let pace = self.pace();
-        let gone = pace.no_older(book.gone, now);
-        match pace.take(gone, now, 0, cost) {
-            Take::Now(next) => {
-                book.gone = next;
-                Ok(())
-            }
-            Take::At(earliest) => match pace.take(gone, now, before, cost) {
-                Take::At(due) => Err([earliest, due]),
-                Take::Now(_) => Err([earliest; 2]),
-            },
-        }
-    }
-
-    fn keep_behind(&self, book: &mut Book, now: Moment, late: u64) {
-        if PACED {
-            let pace = self.pace();
-            let next = match late {
-                0 => book.gone,
-                late => pace.charge(pace.no_older(book.gone, now), now, u32::try_from(late).unwrap_or(u32::MAX)).0,
-            };
-            let _always = self.update(|state| Take::Now(state.max(next)));
-            book.debt = book.debt.max(pace.debt(next, now));
         }
     }
 
@@ -321,8 +290,65 @@ impl<const PACED: bool> Meter for Word<PACED> {
         }
     }
 
-    fn due(&self, _: &mut Book, queue: &Queue, now: Moment, cost: u32) -> Moment {
-        match self.pace().take(self.state(), now, queue.weight(), cost) {
+    fn grant(&self, book: &mut Book, now: Moment, cost: u32) -> Take {
+        if !PACED {
+            return self.take(book, now, cost);
+        }
+        let granted = self.pace().take(self.scheduled(book), now, 0, cost);
+        if let Take::Now(next) = granted {
+            book.schedule = next;
+        }
+        granted
+    }
+
+    fn fetch(&self, book: &mut Book, granted: u64, now: Moment, cost: u32, before: u64) -> Result<u64, [Moment; 2]> {
+        if !PACED {
+            return Ok(granted);
+        }
+        let pace = self.pace();
+        match self.update(|state| pace.take(pace.no_older(state, now), now, 0, cost)) {
+            Take::Now(next) => {
+                book.debt = book.debt.max(pace.debt(next, now));
+                Ok(now.nanos())
+            }
+            Take::At(earliest) => match pace.take(self.state(), now, before, cost) {
+                Take::At(due) => Err([earliest, due]),
+                Take::Now(_) => Err([earliest; 2]),
+            },
+        }
+    }
+
+    fn give_up(&self, book: &mut Book, granted: u64, cost: u32) {
+        if !PACED {
+            self.undo(book, granted, cost);
+        }
+    }
+
+    fn schedule(&self, book: &mut Book, now: Moment, late: u64, anew: bool) {
+        if PACED {
+            let (pace, late) = (self.pace(), u32::try_from(late).unwrap_or(u32::MAX));
+            let state = self.state();
+            let next = if late == 0 { state } else { pace.charge(pace.no_older(state, now), now, late).0 };
+            book.schedule = if anew { next } else { book.schedule.max(next) };
+        }
+    }
+
+    fn take_behind(&self, book: &mut Book, now: Moment, cost: u32) -> Take {
+        match self.pace().take(self.scheduled(book), now, 0, cost) {
+            Take::Now(next) if PACED => {
+                let taken = self.take(book, now, cost);
+                if let Take::Now(_) = taken {
+                    book.schedule = next;
+                }
+                taken
+            }
+            Take::At(due) if PACED => Take::At(due),
+            _ => self.take(book, now, cost),
+        }
+    }
+
+    fn due(&self, book: &mut Book, queue: &Queue, now: Moment, cost: u32) -> Moment {
+        match self.pace().take(self.scheduled(book), now, queue.weight(), cost) {
             Take::At(due) => due,
             Take::Now(_) => now,
         }
@@ -346,14 +372,14 @@ impl<const PACED: bool> Meter for Word<PACED> {
             let now = Moment::now();
             let (units, after) = book.refund(pace, taken, now, cost);
             charged = after;
-            Take::Now(pace.refunded(state, now, units).max(book.gone))
+            Take::Now(pace.refunded(state, now, units))
         });
         book.charged = charged;
     }
 
-    fn put_back(&self, book: &mut Book, _: Moment, _: Option<u64>, tokens: u32) {
+    fn put_back(&self, _: &mut Book, _: Moment, _: Option<u64>, tokens: u32) {
         let pace = self.pace();
-        let _always = self.update(|state| Take::Now(pace.put_back(state, tokens).max(book.gone)));
+        let _always = self.update(|state| Take::Now(pace.put_back(state, tokens)));
     }
 
     fn charge(&self, book: &mut Book, now: Moment, tokens: u32) -> u32 {
