@@ -1,5 +1,7 @@
 //! Retry budgets: how many retries many calls get together, in both styles.
 
+mod support;
+
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{pending, ready};
@@ -15,6 +17,7 @@ use resile::{
     Call, Entry, Error, ErrorKind, Gate, OnRefusal, Outcome, Pass, Policy, Reason, Refusal, Retry, RetryBudget,
     Semaphore, Stop, Verdict,
 };
+use support::hand::Clock;
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -655,4 +658,37 @@ async fn a_backoff_that_panics_costs_the_budget_what_was_made_and_no_more() {
     assert!(end.is_err());
     drop(call);
     assert_eq!(budget.available(), before, "nothing is in flight");
+}
+
+/// The latest one is given back, so that what was spent before expires when it does.
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_comes_back_is_the_latest() {
+    let budget = reserve(1);
+    let policy = policy(Retry::constant(secs(1)).max_attempts(2), &budget);
+    assert!(policy.run(|| ready(Err::<(), _>(()))).await.is_err());
+    assert_eq!(budget.available(), 9);
+    advance(secs(5)).await;
+    let mut dropped = Box::pin(policy.run(|| ready(Err::<(), _>(()))));
+    assert!(poll_immediate(dropped.as_mut()).await.is_none());
+    assert_eq!(budget.available(), 8);
+    drop(dropped);
+    advance(secs(6)).await;
+    assert_eq!(budget.available(), 10, "eleven seconds after the one that was made");
+}
+
+/// What was spent by a clock that is ahead counts as spent now, once.
+#[test]
+fn what_was_spent_by_a_clock_that_is_ahead_counts_once() {
+    let budget = reserve(1);
+    let policy = policy(Retry::immediate().max_attempts(4), &budget);
+    let (ahead, behind) = (Clock::paused(), Clock::paused());
+    ahead.advance(secs(3600));
+    ahead.block_on(async {
+        assert!(policy.run(|| ready(Err::<(), _>(()))).await.is_err());
+        advance(secs(3)).await;
+        assert!(policy.run(|| ready(Err::<(), _>(()))).await.is_err());
+        assert_eq!(budget.available(), 4);
+    });
+    let _entered = behind.enter();
+    assert_eq!(budget.available(), 4);
 }

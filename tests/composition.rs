@@ -1242,7 +1242,7 @@ async fn a_gate_that_asks_for_the_time_gets_it_also_of_a_call_that_has_waited() 
             policy = policy.timeout(limit);
         }
         let policy = policy.gate(notes.clone()).gate(Opens(Moment::now() + ms(30))).build().unwrap();
-        policy.run(|| async { Ok::<_, ()>(tokio::time::sleep(ms(20)).await) }).await.unwrap();
+        policy.run(|| sleep(ms(20)).map(Ok::<_, ()>)).await.unwrap();
         let [Outcome::Judged(Verdict::Success, times)] = notes.take()[..] else { panic!("one good call") };
         assert_eq!(times.ended.since(times.started), ms(20), "{limit:?}");
     }
@@ -1340,7 +1340,7 @@ async fn an_attempt_that_timed_out_in_a_queue_says_nothing_about_how_long_operat
     let permit = semaphore.try_acquire().unwrap();
     let error = first.await.unwrap_err();
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::TimedOut, 1));
-    let next = policy.run(|| async { Ok::<_, ()>(sleep(ms(5)).await) });
+    let next = policy.run(|| sleep(ms(5)).map(Ok::<_, ()>));
     let (end, ()) = futures::future::join(next, async {
         sleep(ms(100)).await;
         permit.success();

@@ -217,7 +217,9 @@ async fn asking_who_is_there_does_not_keep_a_task_awake() {
     let mut polls = 0;
     let all = std::future::poll_fn(|cx| {
         polls += 1;
-        waits.iter_mut().for_each(|waits| assert!(waits.as_mut().poll(cx).is_pending()));
+        for waits in &mut waits {
+            assert!(waits.as_mut().poll(cx).is_pending());
+        }
         Poll::<()>::Pending
     });
     assert!(tokio::time::timeout(Duration::from_secs(1), all).await.is_err());

@@ -477,3 +477,21 @@ async fn a_guard_of_layers_can_be_settled_again_and_again() {
     guard.success();
     assert_eq!((first.peek(), second.peek()), (95, 45));
 }
+
+/// Layers look at all before they enter any. The look must see through a clock that was ahead, too, or nobody enters.
+#[test]
+fn a_limiter_that_a_clock_from_ahead_has_emptied_is_not_empty_for_layers() {
+    let windows = resile::SlidingWindow::per_second(1).build().unwrap();
+    let rough = resile::SlidingWindow::per_second(1).exact_up_to(0).build().unwrap();
+    let bucket = TokenBucket::per_second(1).burst(1).build().unwrap();
+    let quota = resile::Quota::from_first_use(1, Duration::from_secs(1)).build().unwrap();
+    let layers = Layers::new().layer("log", windows).layer("counts", rough).layer("bucket", bucket);
+    let layers = layers.layer("quota", quota).build().unwrap();
+    let (ahead, behind) = (Clock::paused(), Clock::paused());
+    ahead.advance(HOUR);
+    ahead.block_on(async { enter(&layers).unwrap().success() });
+    let _entered = behind.enter();
+    assert!(enter(&layers).is_err(), "what was taken counts as taken now");
+    behind.advance(Duration::from_secs(2));
+    enter(&layers).unwrap().success();
+}

@@ -1143,3 +1143,33 @@ async fn who_would_have_too_little_time_after_a_queue_is_told_at_its_door() {
         assert_eq!((end, took), (Err(Some(resile::Reason::TooLate)), ms(0)));
     }
 }
+
+/// It grows from one delay to the next, or it would lie between the first and three times the first for ever.
+#[tokio::test(start_paused = true)]
+async fn decorrelated_jitter_grows_with_the_delay_before() {
+    let retry = Retry::constant(ms(10)).jitter(Jitter::Decorrelated).max_attempts(40).seed(7);
+    let pauses = pauses_of(retry.max_delay(ms(10_000))).await;
+    assert!(pauses.iter().any(|pause| *pause > ms(200)), "{pauses:?}");
+}
+
+/// Each of two retries in one policy has delays of its own.
+#[tokio::test(start_paused = true)]
+async fn two_backoffs_of_ones_own_in_one_policy_do_not_share_their_delays() {
+    let (outer, inner) = (Retry::with([ms(1000), ms(2000)]), Retry::with([ms(1), ms(2)]));
+    let policy = Policy::named("two").retry(outer.max_attempts(3)).retry(inner.max_attempts(3)).build().unwrap();
+    let (pauses, _) = pauses(&policy).await;
+    assert_eq!(pauses, millis(&[1, 2, 1000, 1, 2, 2000, 1, 2]));
+}
+
+/// What the policy says an operation needs counts already when the next attempt is scheduled, to the nanosecond.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_would_have_too_little_time_is_not_waited_for() {
+    for (pause, attempts, took) in [(800, 2, 800), (801, 1, 0)] {
+        let policy = Policy::named("short").timeout(ms(1000)).min_attempt(ms(200));
+        let policy = policy.retry(Retry::constant(ms(pause)).max_attempts(2)).build().unwrap();
+        let start = Instant::now();
+        let error = policy.run(|| ready(Err::<(), _>("no"))).await.unwrap_err();
+        assert_eq!((error.attempts(), start.elapsed()), (attempts, ms(took)));
+        assert_eq!(error.stop(), if attempts == 1 { Stop::Deadline } else { Stop::Attempts });
+    }
+}

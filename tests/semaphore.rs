@@ -395,6 +395,16 @@ fn a_waker_may_come_back_to_the_semaphore() {
         drop(guard);
     }
     assert_eq!((semaphore.in_use(), semaphore.queued()), (0, 0));
+
+    let held = semaphore.try_acquire_many(3).unwrap();
+    let (mut one, mut two) = (Box::pin(semaphore.acquire()), Box::pin(semaphore.acquire_many(3)));
+    assert!(poll(&mut one).is_pending() && poll(&mut two).is_pending());
+    semaphore.resize(4).unwrap();
+    assert!(poll(&mut one).is_ready());
+    semaphore.close();
+    let waker = Waker::from(Arc::new(Nosy(semaphore.clone(), AtomicUsize::new(0))));
+    assert!(two.as_mut().poll(&mut Context::from_waker(&waker)).map(|end| end.is_err()) == Poll::Ready(true));
+    drop(held);
 }
 
 #[test]
