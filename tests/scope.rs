@@ -809,3 +809,61 @@ async fn a_child_that_has_ended_is_not_given_up_because_the_budget_is_spent() {
     assert!(end.await.is_pending(), "it could not look");
     assert!(matches!(scope.next().await, Some((0, ChildEnd::Done(1)))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_source_of_an_end_is_the_first_error() {
+    use std::error::Error as _;
+    let mut scope = Scope::<(), std::io::Error>::new();
+    scope.spawn(async { Ok(()) });
+    scope.spawn(async { Err(std::io::Error::other("down")) });
+    let end = scope.wait().await;
+    assert_eq!(end.source().map(ToString::to_string), Some("down".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_children_knows_that_one_of_them_was_cut() {
+    let mut items =
+        Scope::<u32, &str>::new().keep_going().map(0..2, 2, |item| done(10 * u64::from(item), item)).unwrap();
+    assert!(matches!(items.next().await, Some((0, ChildEnd::Done(0)))));
+    items.scope().cancel_with("enough");
+    assert!(matches!(items.next().await, Some((1, ChildEnd::Cancelled(_)))));
+    assert!(items.next().await.is_none());
+    assert!(items.is_partial());
+}
+
+/// A child is given up once, also if several are.
+#[test]
+fn each_of_several_that_are_stuck_is_reported_once() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_time().build().unwrap();
+    let holds: Vec<_> = (0..2).map(|_| std::sync::mpsc::channel::<()>()).collect();
+    let (senders, receivers): (Vec<_>, Vec<_>) = holds.into_iter().unzip();
+    let ends = runtime.block_on(async {
+        let mut scope = Scope::<u32, &str>::new().stuck_after(Duration::from_millis(1));
+        for held in receivers {
+            let (begun, running) = tokio::sync::oneshot::channel();
+            scope.spawn(async move {
+                begun.send(()).unwrap();
+                let _ = held.recv();
+                Ok(1)
+            });
+            running.await.unwrap();
+        }
+        scope.cancel_with(CancelReason::Shutdown);
+        scope.wait().await
+    });
+    drop(senders);
+    assert_eq!(words(&ends.into_children()), ["stuck", "stuck"]);
+}
+
+/// Whoever has the scope's handle hears of a deadline that is above the scope.
+#[tokio::test(start_paused = true)]
+async fn the_handle_of_a_scope_is_cancelled_when_its_deadline_passes() {
+    let end = context::scope(Context::new().deadline(ms(10)), async {
+        let mut scope = Scope::<u32, &str>::new();
+        let handle = scope.cancel_handle();
+        scope.spawn(pending());
+        assert!(matches!(scope.next().await, Some((0, ChildEnd::Cancelled(_)))));
+        handle.reason()
+    });
+    assert_eq!(end.await, Some(CancelReason::Deadline));
+}

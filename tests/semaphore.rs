@@ -1090,3 +1090,17 @@ proptest! {
 fn heard(end: Option<&Result<Guard, Refusal>>) -> Option<Result<(), Reason>> {
     end.map(|end| end.as_ref().map(drop).map_err(Refusal::reason))
 }
+
+/// It was sent away when the limit fell, and has not been polled since.
+#[test]
+fn a_larger_limit_calls_nobody_back_to_a_semaphore_that_is_closed() {
+    let semaphore = permits(3);
+    let _held = semaphore.try_acquire().unwrap();
+    let mut waiter = Box::pin(semaphore.acquire_many(3));
+    assert!(waiter.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    semaphore.resize(2).unwrap();
+    semaphore.close();
+    semaphore.resize(3).unwrap();
+    assert!(matches!(waiter.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_))));
+    assert_eq!(semaphore.queued(), 0);
+}
