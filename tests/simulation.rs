@@ -18,9 +18,10 @@ use simulation::Reached;
 const SEEDS: u64 = 10_000;
 
 /// Each must be taken somewhere, or the run proves less than it seems to.
-const BRANCHES: [&str; 9] = [
+const BRANCHES: [&str; 10] = [
     "a late poll",
     "a call from another clock",
+    "a listener cancels a source",
     "a scope ends",
     "a source is cancelled",
     "an early end is told",

@@ -59,6 +59,7 @@ pub struct Known {
     pub half_open: Option<u64>,
     pub half_opened: usize,
     pub panics: usize,
+    pub listener_cancelled: usize,
     pub faults: Vec<String>,
 }
 

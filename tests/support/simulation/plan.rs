@@ -25,6 +25,8 @@ pub struct World {
     pub layered: bool,
     pub permits: u32,
     pub attempt_timeout: Option<Duration>,
+    /// The source that the listener of early ends cancels when it is told of one.
+    pub listener_cancels: Option<usize>,
 }
 
 /// What an operation does, the next for each attempt.
@@ -112,6 +114,7 @@ pub fn of_seed(seed: u64) -> (World, Vec<Event>) {
         layered: rng.random_bool(0.2),
         permits: rng.random_range(1..4),
         attempt_timeout: maybe(rng, 0.4, &[ms(5), ms(30), ms(300)]),
+        listener_cancels: maybe(rng, 0.1, &[0, 1, 2]),
     };
     let events = (0..rng.random_range(10..50)).map(|_| event(rng)).collect();
     (world, events)

@@ -135,8 +135,16 @@ fn build(world: &World, model: &Model, journal: &Journal) -> Stack {
         policy = policy.timeout(limit);
     }
     let told = model.clone();
-    let policy = policy.on_early_end(move |end| told.reported(end.why())).build().unwrap();
-    let sources = (0..SOURCES).map(|_| Cancel::new()).collect();
+    let sources: Vec<_> = (0..SOURCES).map(|_| Cancel::new()).collect();
+    let cancels = world.listener_cancels.map(|source| (source, sources[source].clone()));
+    let listener = move |end: &resile::EarlyEnd<'_>| {
+        told.reported(end.why());
+        if let Some((source, cancel)) = &cancels {
+            told.cancelled(*source, reason_of(*source));
+            told.know().listener_cancelled += usize::from(cancel.cancel_with(reason_of(*source)));
+        }
+    };
+    let policy = policy.on_early_end(listener).build().unwrap();
     model.know().pauses = world.retry.is_some_and(|(pause, _)| !pause.is_zero());
     let (release, scopes) = (Cancel::new(), Arc::default());
     let (world, model) = (world.clone(), model.clone());
@@ -745,14 +753,16 @@ pub fn run(world: &World, events: &[Event], reached: &mut Reached) -> Result<(),
         run.stack.model.know().event = events.len() + 1;
         result = run.end();
     }
-    let (half_opened, panics, reports) = {
+    let (half_opened, panics, listener_cancelled, reports) = {
         let known = run.stack.model.know();
-        (known.half_opened, known.panics, known.calls.iter().map(|call| call.reports.len()).sum())
+        let reports = known.calls.iter().map(|call| call.reports.len()).sum();
+        (known.half_opened, known.panics, known.listener_cancelled, reports)
     };
     let branches = [
         ("a scope ends", run.stack.scopes.lock().unwrap().iter().filter(|scope| scope.done).count()),
         ("the breaker is half open", half_opened),
         ("an operation panics", panics),
+        ("a listener cancels a source", listener_cancelled),
         ("an early end is told", reports),
     ];
     for (branch, count) in branches {
