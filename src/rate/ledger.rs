@@ -146,3 +146,72 @@ trait TakeWhenDue: Ledger {
 }
 
 impl<L: Ledger> TakeWhenDue for L {}
+
+#[cfg(all(test, not(resile_loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use super::*;
+
+    /// One a second, each counted as a step of work.
+    #[derive(Clone, Debug)]
+    struct Steps {
+        free: Moment,
+        work: Arc<AtomicU32>,
+    }
+
+    impl Ledger for Steps {
+        fn largest(&self) -> u64 {
+            1
+        }
+
+        fn take(&mut self, now: Moment, _: u64) -> Take {
+            self.work.fetch_add(1, Relaxed);
+            if now < self.free {
+                return Take::At(self.free);
+            }
+            self.free = now.plus_nanos(1_000_000_000);
+            Take::Now(0)
+        }
+
+        fn undo(&mut self, _: u64, _: u64) {}
+
+        fn put_back(&mut self, _: Moment, _: u64) {}
+
+        fn charge(&mut self, _: Moment, _: u64) -> u64 {
+            0
+        }
+
+        fn heal(&mut self, _: Moment) -> bool {
+            false
+        }
+
+        fn facts(&mut self, _: Moment) -> Facts {
+            Facts { limit: 1, remaining: 0, window: 1_000_000_000, reset: self.free }
+        }
+    }
+
+    /// Each arrival played the whole queue forward: 20,000 of them took 200 million steps.
+    #[test]
+    fn an_arrival_costs_no_more_behind_a_long_queue_than_behind_a_short_one() {
+        let (meter, work) = (UnderLock::<Steps>::METER, Arc::new(AtomicU32::new(0)));
+        let mut locked = Planned::new(Steps { free: Moment::at(0), work: work.clone() });
+        let mut queue = Queue::new();
+        let now = Moment::at(0);
+        assert!(matches!(meter.take(&mut locked, now, 1), Take::Now(_)));
+        for arrival in 1..=20_000_u64 {
+            meter.heal(&mut locked, now);
+            let due = meter.due(&mut locked, &queue, now, 1);
+            assert_eq!(due, now.plus_nanos(arrival * 1_000_000_000));
+            // Every second one is refused, for whatever reason.
+            if arrival % 2 == 0 {
+                assert_eq!(meter.due(&mut locked, &queue, now, 1), due);
+            }
+            meter.queued(&mut locked, due, 1);
+            queue.push(1, Moment::NEVER, None);
+        }
+        let steps = work.load(Relaxed);
+        assert!(steps < 5 * 20_000, "{steps} steps for 20,000 arrivals");
+    }
+}
