@@ -986,7 +986,7 @@ fn a_waker_may_use_the_drain_when_it_is_woken_and_when_it_is_dropped() {
     }
     drop(second);
     // One who is in more of a hurry wakes the others.
-    drop(drain.close(secs(5)));
+    assert!(poll_once(Box::pin(drain.close(secs(5))).as_mut()).is_pending());
     assert!(first.as_mut().poll(&mut Context::from_waker(&uses())).is_pending());
     held.into_iter().for_each(Guard::success);
     assert!(first.as_mut().poll(&mut Context::from_waker(&uses())).is_ready());
@@ -995,7 +995,7 @@ fn a_waker_may_use_the_drain_when_it_is_woken_and_when_it_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_the_end_is_asleep_until_something_happens_and_leaves_nothing_behind() {
-    let drain = Drain::new();
+    let drain = Drain::builder().cancel_wait(secs(60)).build().unwrap();
     let held = drain.try_acquire().unwrap();
     let alive = Arc::new(());
     let waker = {
@@ -1007,15 +1007,17 @@ async fn whoever_waits_for_the_end_is_asleep_until_something_happens_and_leaves_
     drop((closing, waker));
     assert_eq!(Arc::strong_count(&alive), 1, "its waker went with it");
 
-    let (mut closing, mut polls) = (Box::pin(drain.close(secs(60))), 0);
-    let counted = std::future::poll_fn(|cx| {
-        polls += 1;
-        closing.as_mut().poll(cx)
-    });
-    assert!(tokio::time::timeout(secs(5), counted).await.is_err());
-    assert!(polls < 10, "polled {polls} times");
+    for grace in [secs(60), Duration::ZERO] {
+        let (mut closing, mut polls) = (Box::pin(drain.close(grace)), 0);
+        let counted = std::future::poll_fn(|cx| {
+            polls += 1;
+            closing.as_mut().poll(cx)
+        });
+        assert!(tokio::time::timeout(secs(5), counted).await.is_err());
+        assert!(polls < 10, "polled {polls} times");
+    }
     held.success();
-    assert!(closing.await.is_clean());
+    assert_eq!(drain.close(secs(1)).await.still_in(), 0);
 }
 
 /// The runtime of the one who began the closing stands still.
@@ -1064,8 +1066,8 @@ async fn a_call_may_listen_to_two_drains() {
     for which in 0..2 {
         let drains = [Drain::new(), Drain::new()];
         let held = drains[which].try_acquire().unwrap();
-        let policy = Policy::named("two").build().unwrap();
-        let call = policy.call().cancel_on(&drains[0]).cancel_on(&drains[1]).run(pending::<Result<(), ()>>);
+        let policy = Policy::named("two").cancel_on(&drains[0]).build().unwrap();
+        let call = policy.call().cancel_on(&drains[1]).run(pending::<Result<(), ()>>);
         let closing = begin(&drains[which], ms(10)).await;
         let error = call.await.unwrap_err();
         assert_eq!(error.cancel_reason(), Some(&CancelReason::Shutdown));
