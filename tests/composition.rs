@@ -1348,3 +1348,22 @@ async fn an_attempt_that_timed_out_in_a_queue_says_nothing_about_how_long_operat
     .await;
     end.unwrap();
 }
+
+/// A policy without a limit learns from calls that bring one.
+#[tokio::test(start_paused = true)]
+async fn what_an_operation_takes_is_learned_from_calls_with_a_deadline_of_their_own() {
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let policy = Policy::named("own").gate(semaphore.clone()).build().unwrap();
+    let after = |permit: Guard, time: u64| async move {
+        sleep(ms(time)).await;
+        permit.success();
+    };
+    let permit = semaphore.try_acquire().unwrap();
+    let slow = policy.call().deadline(ms(1000)).run(|| sleep(ms(300)).map(Ok::<_, ()>));
+    futures::future::join(slow, after(permit, 50)).await.0.unwrap();
+    let permit = semaphore.try_acquire().unwrap();
+    let late = policy.call().deadline(ms(350)).run(|| sleep(ms(300)).map(Ok::<_, ()>));
+    let error = futures::future::join(late, after(permit, 100)).await.0.unwrap_err();
+    assert_eq!(error.refusal().map(Refusal::reason), Some(Reason::TooLate));
+    assert_eq!(error.attempts(), 0);
+}

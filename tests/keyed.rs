@@ -1128,3 +1128,14 @@ async fn a_large_first_call_of_a_leaky_bucket_passes_and_the_next_is_told_when()
     let refusal = keyed.try_take("a", 1).unwrap_err();
     assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::Busy, Some(ms(300))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_new_plan_of_a_quota_may_carry_over_from_a_window_of_before() {
+    let keyed = Keyed::by("tenant", resile::Quota::per_day(5)).build().unwrap();
+    keyed.try_take("a", 1).unwrap();
+    keyed.plan().set(resile::Quota::per_day(5).carry_over(5)).unwrap();
+    keyed.try_take("a", 1).unwrap();
+    tokio::time::advance(Duration::from_secs(24 * 3600)).await;
+    assert!(keyed.try_take("a", 9).is_err());
+    keyed.try_take("a", 8).unwrap();
+}

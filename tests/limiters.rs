@@ -1242,3 +1242,17 @@ async fn the_bounds_of_a_queue_change_with_a_set_of_the_bucket() {
 fn a_quota_tells_its_limit() {
     assert_eq!(Quota::per_day(12_345).build().unwrap().limit(), 12_345);
 }
+
+/// Each kind was closed for an hour in all other runtimes.
+#[test]
+fn a_limiter_that_a_clock_from_ahead_has_emptied_fills_again_by_the_clock_that_is_behind() {
+    let (ahead, behind) = (Clock::paused(), Clock::paused());
+    ahead.advance(secs(3600));
+    for limiter in all() {
+        ahead.block_on(async { drain(&*limiter) });
+        let _entered = behind.enter();
+        assert!(limiter.try_take(1).is_err(), "{limiter:?}: what was taken counts as taken now");
+        behind.advance(secs(2));
+        assert!(limiter.try_take(1).is_ok(), "{limiter:?}");
+    }
+}
