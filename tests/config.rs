@@ -648,3 +648,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_constant_delay_of_a_day_needs_a_cap_of_a_day() {
+    let policy = |retry: Retry| Policy::named("daily").retry(retry).build();
+    assert!(policy(Retry::constant(DAY)).is_ok());
+    assert!(policy(Retry::constant(DAY).max_delay(DAY)).is_ok());
+    assert!(policy(Retry::constant(DAY).max_delay(Duration::from_secs(3600))).is_err());
+}

@@ -1256,3 +1256,55 @@ fn a_limiter_that_a_clock_from_ahead_has_emptied_fills_again_by_the_clock_that_i
         assert!(limiter.try_take(1).is_ok(), "{limiter:?}");
     }
 }
+
+/// What comes back to a log is the oldest that still counts.
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_does_not_come_back_to_a_window() {
+    let window = SlidingWindow::per_second(10).build().unwrap();
+    window.try_take(3).unwrap();
+    advance(ms(500)).await;
+    window.try_take(5).unwrap();
+    advance(ms(700)).await;
+    window.refund(3);
+    assert_eq!(window.peek(), 8);
+}
+
+/// Threads read the clock at slightly different times, which is no other clock.
+#[test]
+fn a_clock_that_is_a_little_behind_dates_nothing_back() {
+    let (ahead, behind) = (Clock::paused(), Clock::paused());
+    ahead.advance(ms(500));
+    let window = SlidingWindow::per_second(3).build().unwrap();
+    ahead.block_on(async { window.try_take(3).unwrap() });
+    let _entered = behind.enter();
+    assert!(window.try_take(1).is_err());
+    behind.advance(ms(1200));
+    assert!(window.try_take(1).is_err(), "what was taken at 0.5 s counts until 1.5 s");
+    behind.advance(ms(400));
+    assert!(window.try_take(1).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_takes_a_limit_of_65_536_and_no_more() {
+    let window = SlidingWindow::per_second(65_536).build().unwrap();
+    assert!(window.is_exact() && SlidingWindow::per_second(65_537).build().is_err());
+    window.set_rate(Rate::per_second(65_536)).unwrap();
+    assert!(window.set_rate(Rate::per_second(65_537)).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_settlements_up_and_down_leave_a_window_as_it_was() {
+    for window in [SlidingWindow::per_second(10), SlidingWindow::per_second(10).exact_up_to(0)] {
+        let window = window.build().unwrap();
+        let mut guards: Vec<_> = (0..3).map(|_| window.try_acquire().unwrap()).collect();
+        for guard in &mut guards {
+            guard.settle(u32::MAX);
+            guard.settle(u32::MAX - 1);
+            guard.settle(u32::MAX);
+        }
+        for guard in &mut guards {
+            guard.settle(1);
+        }
+        assert_eq!(window.peek(), 7, "{window:?}");
+    }
+}

@@ -253,11 +253,9 @@ impl Ledger for Weighted {
 
     fn undo(&mut self, taken: u64, cost: u64) {
         if taken == self.index() {
-            // What was charged for it may have been counted in the running window, or in the one before.
-            let rest = cost.saturating_sub(self.current);
             self.current = self.current.saturating_sub(cost);
-            self.before = self.before.saturating_sub(rest);
         } else if taken.checked_add(1) == Some(self.index()) {
+            // What was charged for it later was counted in the running window.
             let rest = cost.saturating_sub(self.before);
             self.before = self.before.saturating_sub(cost);
             self.current = self.current.saturating_sub(rest);
@@ -353,7 +351,6 @@ impl Counting {
             Self::Log(log) => {
                 log.forget(now);
                 (log.limit, log.window) = (rate.count, rate.period);
-                log.forget(now);
             }
             Self::Weighted(counters) => {
                 let (seen, elapsed) = counters.at(now);
@@ -591,6 +588,19 @@ mod tests {
             if other && !self.exact {
                 self.counts = BTreeMap::from([(self.place(), units)]);
                 self.counts.retain(|_, units| *units > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_charged_has_a_bound_and_nothing_beyond_it_is_kept() {
+        let (now, rate) = (Moment::at(0), Rate::per_second(10));
+        for mut counting in [Counting::exact(rate), Counting::weighted(rate)] {
+            assert_eq!(counting.charge(now, u64::MAX), MOST);
+            assert_eq!(counting.charge(now, u64::MAX), 0);
+            assert_eq!(counting.charge(now, 1), 0);
+            if let Counting::Log(log) = &counting {
+                assert_eq!((log.taken.len(), log.sum), (1, MOST));
             }
         }
     }
