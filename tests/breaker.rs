@@ -4,7 +4,7 @@ mod support;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::future::{pending, ready};
+use std::future::{Future as _, pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -1816,4 +1816,16 @@ fn a_breaker_draws_its_rules() {
         "breaker 9 in a row or 50 % above 200ms of the last 8"
     );
     assert_eq!(drawn(by_rate().slow_calls(ms(200), 0.5)), "breaker 50 % of 4 in 16s or 50 % above 200ms of 4 in 16s");
+}
+
+/// Nothing but a change ends this wait, so it needs no timer, which would move a paused clock by centuries.
+#[test]
+fn waiting_for_a_state_that_no_clock_brings_needs_no_timer() {
+    let breaker = built(in_a_row(1));
+    let mut waits = Box::pin(breaker.wait_for(State::Open));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(waits.as_mut().poll(&mut cx).is_pending());
+    breaker.force_open();
+    let mut waits = Box::pin(breaker.wait_for(State::Closed));
+    assert!(waits.as_mut().poll(&mut cx).is_pending());
 }

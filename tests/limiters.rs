@@ -1308,3 +1308,52 @@ async fn large_settlements_up_and_down_leave_a_window_as_it_was() {
         assert_eq!(window.peek(), 7, "{window:?}");
     }
 }
+
+/// A change of anything made a newcomer pass by a waiter that was granted its place and not polled yet.
+#[test]
+fn who_was_granted_a_place_keeps_it_whatever_changes_before_it_is_polled() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    for change in 0..4 {
+        let bucket = LeakyBucket::per_second(1).build().unwrap();
+        bucket.try_take(1).unwrap();
+        let mut first = Box::pin(bucket.acquire());
+        assert!(Flag::default().poll(first.as_mut()).is_pending());
+        let mut second = Box::pin(bucket.acquire());
+        assert!(Flag::default().poll(second.as_mut()).is_pending());
+        clock.advance(secs(1));
+        assert!(bucket.try_take(1).is_err(), "this grants the first its place");
+        match change {
+            0 => bucket.refund(0),
+            1 => bucket.set_rate(Rate::per_second(1)).unwrap(),
+            2 => drop(Box::pin(bucket.acquire())),
+            _ => _ = bucket.try_take_at(1, resile::Moment::from(Instant::now() - nanos(1000))),
+        }
+        assert_eq!(bucket.peek(), 0);
+        assert!(bucket.try_take(1).is_err(), "{change}");
+        assert!(Flag::default().poll(second.as_mut()).is_pending(), "{change}");
+        assert!(Flag::default().poll(first.as_mut()).is_ready(), "{change}");
+        clock.advance(secs(1));
+        assert!(Flag::default().poll(second.as_mut()).is_ready(), "{change}");
+    }
+}
+
+/// Its moments were those of the other clock, and nobody was let in until then.
+#[test]
+fn a_schedule_made_by_a_clock_that_is_ahead_is_dated_back_with_the_rest() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let bucket = LeakyBucket::per_second(1).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let mut granted = Box::pin(bucket.acquire());
+    assert!(Flag::default().poll(granted.as_mut()).is_pending());
+    clock.advance(secs(1));
+    assert!(bucket.try_take(1).is_err());
+    let _far = bucket.try_take_at(1, resile::Moment::now() + secs(3600));
+    let told = bucket.try_take(1).unwrap_err().retry_after().unwrap();
+    assert!(told <= secs(3), "{told:?}");
+    let start = Instant::now();
+    clock.block_on(granted).unwrap().success();
+    clock.block_on(bucket.acquire()).unwrap().success();
+    assert!(start.elapsed() <= secs(4), "{:?}", start.elapsed());
+}

@@ -347,8 +347,8 @@ impl CircuitBreaker {
             }
             let due = self.0.locked.lock().machine.due();
             match due.to_instant() {
-                Some(at) => _ = tokio::time::timeout_at(at, changed).await,
-                None => changed.await,
+                Some(at) if due < Moment::NEVER => _ = tokio::time::timeout_at(at, changed).await,
+                _ => changed.await,
             }
         }
     }

@@ -98,9 +98,9 @@ pub(super) trait Meter: Send + Sync + 'static {
         self.undo(locked, granted, cost);
     }
 
-    /// Grants that follow are due after all that has gone and so many that come late; anew, if others have left.
-    fn schedule(&self, locked: &mut Self::Locked, now: Moment, late: u64, anew: bool) {
-        let _ = (locked, now, late, anew);
+    /// Grants that follow are due after all that has gone and so many that come late, if any grant is not fetched.
+    fn schedule(&self, locked: &mut Self::Locked, now: Moment, granted: bool, late: u64) {
+        let _ = (locked, now, granted, late);
     }
 
     /// Takes so many if they are there besides what was granted and not fetched.
@@ -404,11 +404,8 @@ impl<M: Meter> Shell<M> {
     /// wakers are to be woken without the lock. Also returns when the head that is left is due.
     fn serve(&self, waiting: &mut Waiting<M::Locked>, now: Moment) -> (WakeList, Option<Moment>) {
         let mut wakers = WakeList::default();
-        let Waiting { queue, granted, served, sooner, locked, late } = waiting;
+        let Waiting { queue, granted, served, sooner, locked, .. } = waiting;
         self.meter.heal(locked, now);
-        if *served > now {
-            self.meter.schedule(locked, now, *late, true);
-        }
         let (mut next, mut is_new) = (None, false);
         while let (Some(cost), Some(until)) = (queue.head(), queue.head_until()) {
             // A clock that went back must not be waited for.
@@ -554,16 +551,20 @@ impl<M: Meter> Shell<M> {
         let (cost, until) = (grant.cost, grant.until);
         let fetched = self.meter.fetch(locked, grant.taken, now, cost, before);
         let waits = match fetched {
-            Err([earliest, due]) if earliest <= until => Some(due.min(until)),
+            Err([earliest, due]) if earliest <= until => Some(due),
             _ => None,
         };
-        if std::mem::replace(&mut grant.late, waits.is_some()) {
+        // One that will be refused, as it looks, is in nobody's way.
+        let is_late = waits.is_some_and(|due| due <= until);
+        if std::mem::replace(&mut grant.late, is_late) {
             *late -= u64::from(cost);
         }
-        if waits.is_some() {
+        if is_late {
             *late += u64::from(cost);
-            self.meter.schedule(locked, now, *late, false);
-            return Err(waits);
+        }
+        if let Some(due) = waits {
+            self.meter.schedule(locked, now, true, *late);
+            return Err(Some(due.min(until)));
         }
         if fetched.is_err() {
             // Nobody waits behind it any more.
@@ -574,7 +575,7 @@ impl<M: Meter> Shell<M> {
         }
         *unused = grant.waker.take();
         granted.remove(&key);
-        self.meter.schedule(locked, now, *late, fetched.is_err() || granted.is_empty());
+        self.meter.schedule(locked, now, !granted.is_empty(), *late);
         wakers.push(late_waker(granted));
         if queue.is_empty() && granted.is_empty() {
             self.meter.set_waiting(false);
@@ -599,7 +600,7 @@ impl<M: Meter> Shell<M> {
             }
             self.meter.disturbed(locked);
             self.meter.give_up(locked, grant.taken, grant.cost);
-            self.meter.schedule(locked, now, *late, true);
+            self.meter.schedule(locked, now, !granted.is_empty(), *late);
             // The next may come earlier than it was told, if not at once.
             head = queue.take_head_waker();
             (first_late, unused) = (late_waker(granted), grant.waker);
@@ -611,11 +612,12 @@ impl<M: Meter> Shell<M> {
                 head = queue.take_head_waker();
             }
         }
-        let (after, _) = self.serve(&mut waiting, now);
+        let (mut after, _) = self.serve(&mut waiting, now);
+        after.push(head);
+        after.push(first_late);
         drop(waiting);
         before.wake();
         after.wake();
-        head.into_iter().chain(first_late).for_each(Waker::wake);
         drop((own, unused));
     }
 
@@ -660,17 +662,16 @@ impl<M: Meter> Shell<M> {
         let (before, _) = self.serve(&mut waiting, now);
         let result = change(&self.meter, &mut waiting.locked);
         (waiting.served, waiting.sooner) = (now, true);
-        let Waiting { locked, late, .. } = &mut *waiting;
+        let Waiting { granted, locked, late, .. } = &mut *waiting;
         self.meter.disturbed(locked);
-        self.meter.schedule(locked, now, *late, true);
-        let (after, _) = self.serve(&mut waiting, now);
+        self.meter.schedule(locked, now, !granted.is_empty(), *late);
+        let (mut after, _) = self.serve(&mut waiting, now);
         // They may be due earlier than they think.
-        let head = waiting.queue.take_head_waker();
-        let first_late = late_waker(&mut waiting.granted);
+        after.push(waiting.queue.take_head_waker());
+        after.push(late_waker(&mut waiting.granted));
         drop(waiting);
         before.wake();
         after.wake();
-        head.into_iter().chain(first_late).for_each(Waker::wake);
         result
     }
 

@@ -44,8 +44,8 @@ pub(super) struct Book {
     charged: (u64, u64),
     /// When the pace was changed, in nanoseconds: what was taken before does not come back.
     changed: u64,
-    /// Of a paced word: the state if all that were granted something had gone when that was due. It says who is granted
-    /// next; who may go, the word says.
+    /// Of a paced word with grants that were not fetched: the state if those had gone when they were due. It says who is
+    /// granted next; who may go, the word says. 0 without such grants.
     schedule: u64,
 }
 
@@ -182,7 +182,8 @@ impl<const PACED: bool> Word<PACED> {
         if old == new {
             return;
         }
-        *book = Book { changed: now.nanos(), ..Book::default() };
+        let schedule = if book.schedule > 0 { old.convert(book.schedule, now, new) } else { 0 };
+        *book = Book { changed: now.nanos(), debt: 0, charged: (0, 0), schedule };
         let before = self.cell.fetch_or(BUSY, AcqRel);
         self.multiplier.store(new.multiplier, Relaxed);
         self.shape.store(shape(new), Relaxed);
@@ -273,7 +274,13 @@ impl<const PACED: bool> Meter for Word<PACED> {
 
     fn heal(&self, book: &mut Book, now: Moment) {
         let pace = self.pace();
-        let _always = self.update(|state| Take::Now(pace.healed(state, now, book.debt)));
+        let before = self.state();
+        let healed = self.update(|state| Take::Now(pace.healed(state, now, book.debt)));
+        if let Take::Now(healed) = healed {
+            if healed < before {
+                book.schedule = book.schedule.min(healed);
+            }
+        }
         if pace.debt(self.state(), now) == 0 {
             book.debt = 0;
         }
@@ -319,17 +326,18 @@ impl<const PACED: bool> Meter for Word<PACED> {
     }
 
     fn give_up(&self, book: &mut Book, granted: u64, cost: u32) {
-        if !PACED {
+        if PACED {
+            book.schedule = book.schedule.saturating_sub(self.pace().any_cost(cost));
+        } else {
             self.undo(book, granted, cost);
         }
     }
 
-    fn schedule(&self, book: &mut Book, now: Moment, late: u64, anew: bool) {
+    fn schedule(&self, book: &mut Book, now: Moment, granted: bool, late: u64) {
         if PACED {
             let (pace, late) = (self.pace(), u32::try_from(late).unwrap_or(u32::MAX));
-            let state = self.state();
-            let next = if late == 0 { state } else { pace.charge(pace.no_older(state, now), now, late).0 };
-            book.schedule = if anew { next } else { book.schedule.max(next) };
+            let least = if late == 0 { 0 } else { pace.charge(pace.no_older(self.state(), now), now, late).0 };
+            book.schedule = if granted { book.schedule.max(least) } else { 0 };
         }
     }
 
@@ -367,18 +375,21 @@ impl<const PACED: bool> Meter for Word<PACED> {
         let taken = Moment::from_nanos(taken);
         // The lock keeps other refunds out. The clock is read after the word: whoever takes by a later reading fails this
         // swap, so that what has accrued by then is not given twice.
-        let mut charged = book.charged;
+        let (mut charged, mut back) = (book.charged, 0);
         let _always = self.update(|state| {
             let now = Moment::now();
             let (units, after) = book.refund(pace, taken, now, cost);
             charged = after;
+            back = units;
             Take::Now(pace.refunded(state, now, units))
         });
         book.charged = charged;
+        book.schedule = book.schedule.saturating_sub(back);
     }
 
-    fn put_back(&self, _: &mut Book, _: Moment, _: Option<u64>, tokens: u32) {
+    fn put_back(&self, book: &mut Book, _: Moment, _: Option<u64>, tokens: u32) {
         let pace = self.pace();
+        book.schedule = book.schedule.saturating_sub(pace.any_cost(tokens));
         let _always = self.update(|state| Take::Now(pace.put_back(state, tokens)));
     }
 
@@ -393,11 +404,14 @@ impl<const PACED: bool> Meter for Word<PACED> {
         if let Take::Now(next) = charged {
             book.debt = book.debt.max(pace.debt(next, now));
         }
+        if book.schedule > 0 {
+            book.schedule += pace.any_cost(booked);
+        }
         booked
     }
 
-    fn facts(&self, _: &mut Book, now: Moment) -> Facts {
-        let (pace, state) = (self.pace(), self.state());
+    fn facts(&self, book: &mut Book, now: Moment) -> Facts {
+        let (pace, state) = (self.pace(), self.scheduled(book));
         Facts {
             limit: pace.burst.into(),
             remaining: pace.available(state, now).into(),
