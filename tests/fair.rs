@@ -664,3 +664,20 @@ fn a_limit_that_panics_when_somebody_steps_aside_leaves_no_place_behind() {
     drop(large);
     assert_eq!((fair.limit().waiting.load(Relaxed), fair.queued()), (0, 0));
 }
+
+/// A window gives all it has at once, so what is in line comes in steps.
+#[tokio::test(start_paused = true)]
+async fn at_the_door_of_a_window_the_steps_are_counted() {
+    let fair = Fair::by("tenant", resile::SlidingWindow::per_second(2)).build().unwrap();
+    let (policy, order) = (gated(&fair), Order::default());
+    fair.limit().try_take(2).unwrap();
+    let mut waiting: Vec<Running> = (0..5).map(|number| call(&policy, &order, 1, number, ms(1))).collect();
+    for waits in &mut waiting {
+        assert!(Flag::default().poll(waits.as_mut()).is_pending());
+    }
+    for (deadline, refused) in [(1500, true), (2500, false)] {
+        let more = policy.call().key("tenant", 1_u64).deadline(ms(deadline)).run(|| async { Ok::<_, ()>(()) });
+        let told = futures::future::poll_immediate(Box::pin(more).as_mut()).await;
+        assert_eq!(told.is_some(), refused, "{deadline} ms");
+    }
+}

@@ -1139,3 +1139,24 @@ async fn a_new_plan_of_a_quota_may_carry_over_from_a_window_of_before() {
     assert!(keyed.try_take("a", 9).is_err());
     keyed.try_take("a", 8).unwrap();
 }
+
+/// What is as good as new is given up for another key, whatever kind it is.
+#[tokio::test(start_paused = true)]
+async fn every_kind_of_limiter_is_given_up_once_it_has_rested() {
+    macro_rules! rests {
+        ($($limiter:expr),*) => {$({
+            let keyed = Keyed::by("tenant", $limiter).capacity(1).build().unwrap();
+            keyed.try_take("a", 1).unwrap();
+            assert_eq!(keyed.try_take("b", 1).unwrap_err().reason(), Reason::KeySpaceFull, stringify!($limiter));
+            tokio::time::advance(Duration::from_secs(3)).await;
+            keyed.try_take("b", 1).unwrap();
+        })*};
+    }
+    rests!(
+        TokenBucket::per_second(1),
+        resile::LeakyBucket::per_second(1),
+        SlidingWindow::per_second(1),
+        SlidingWindow::per_second(1).exact_up_to(0),
+        Quota::from_first_use(1, Duration::from_secs(1))
+    );
+}

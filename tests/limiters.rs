@@ -1059,9 +1059,18 @@ fn late_waiters_that_give_up_leave_nothing_behind() {
     let clock = Clock::paused();
     let _entered = clock.enter();
     let bucket = LeakyBucket::per_second(100).build().unwrap();
-    let waiting = late_waiters(&bucket, &clock, 1000, secs(11));
+    let mut waiting = late_waiters(&bucket, &clock, 1000, secs(11));
     assert_eq!(waiting.len(), 999);
-    assert!(bucket.try_take(1).unwrap_err().retry_after().unwrap() > secs(9), "behind all of them");
+    let told = |bucket: &LeakyBucket| bucket.try_take(1).unwrap_err().retry_after().unwrap();
+    assert_eq!(told(&bucket), secs(10), "behind all of them");
+    for _ in 0..3 {
+        assert_eq!(poll_all(&mut waiting), 0);
+    }
+    assert_eq!(told(&bucket), secs(10), "however often they ask");
+    drop(waiting.remove(0));
+    assert!(waiting[0].1.woken(), "its turn comes earlier");
+    waiting.truncate(499);
+    assert_eq!(told(&bucket), secs(5));
     drop(waiting);
     assert_eq!(bucket.try_take(1).unwrap_err().retry_after(), Some(ms(10)));
 
@@ -1359,4 +1368,64 @@ fn a_schedule_made_by_a_clock_that_is_ahead_is_dated_back_with_the_rest() {
     clock.block_on(granted).unwrap().success();
     clock.block_on(bucket.acquire()).unwrap().success();
     assert!(start.elapsed() <= secs(4), "{:?}", start.elapsed());
+}
+
+#[test]
+fn who_is_alone_and_was_granted_a_place_is_passed_by_by_nobody() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let bucket = LeakyBucket::per_second(1).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let mut waits = Box::pin(bucket.acquire());
+    assert!(Flag::default().poll(waits.as_mut()).is_pending());
+    clock.advance(secs(1));
+    for _ in 0..3 {
+        assert!(bucket.try_take(1).is_err());
+    }
+    assert!(Flag::default().poll(waits.as_mut()).is_ready());
+}
+
+/// A refusal for a deadline names the deadline's time, one for the limiter's longest wait that.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_which_wait_was_too_long() {
+    let bucket = TokenBucket::per_second(1).burst(1).max_wait(secs(5)).build().unwrap();
+    let policy = Policy::named("told").gate(bucket.clone()).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let error = policy.call().deadline(ms(50)).run(|| ready(Ok::<_, ()>(()))).await.unwrap_err().to_string();
+    assert!(error.contains("50ms") && !error.contains("max_wait"), "{error}");
+    let error = policy.call().cost(1).deadline(secs(60)).run(|| ready(Ok::<_, ()>(())));
+    let rest: Vec<_> = (0..5).map(|_| Box::pin(bucket.acquire())).collect();
+    for mut waits in rest {
+        assert!(Flag::default().poll(waits.as_mut()).is_pending());
+        std::mem::forget(waits);
+    }
+    let error = error.await.unwrap_err().to_string();
+    assert!(error.contains("max_wait 5s"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_taken_at_another_rate_do_not_come_back() {
+    let bucket = TokenBucket::per_second(10).burst(10).build().unwrap();
+    let semaphore = Semaphore::permits(5).build().unwrap();
+    let _permits = semaphore.try_acquire_many(5).unwrap();
+    let policy = Policy::named("queued").gate(bucket.clone()).gate(semaphore).build().unwrap();
+    let mut call = Box::pin(policy.call().cost(5).run(|| ready(Ok::<_, ()>(()))));
+    assert!(poll_immediate(call.as_mut()).await.is_none());
+    bucket.set_rate(Rate::per_second(20)).unwrap();
+    drop(call);
+    assert_eq!(bucket.peek(), 5);
+}
+
+/// What is owed lies far ahead, and is not taken for another clock's.
+#[tokio::test(start_paused = true)]
+async fn a_debt_outlives_a_change_of_the_rate() {
+    let bucket = TokenBucket::per_second(10).burst(1).build().unwrap();
+    let mut guard = bucket.try_acquire().unwrap();
+    guard.settle(1000);
+    guard.success();
+    bucket.set_rate(Rate::per_second(20)).unwrap();
+    for _ in 0..2 {
+        let told = bucket.try_take(1).unwrap_err().retry_after().unwrap();
+        assert!(told > secs(49) && told < secs(51), "{told:?}");
+    }
 }
