@@ -1411,6 +1411,7 @@ async fn tokens_taken_at_another_rate_do_not_come_back() {
     let policy = Policy::named("queued").gate(bucket.clone()).gate(semaphore).build().unwrap();
     let mut call = Box::pin(policy.call().cost(5).run(|| ready(Ok::<_, ()>(()))));
     assert!(poll_immediate(call.as_mut()).await.is_none());
+    advance(nanos(1)).await;
     bucket.set_rate(Rate::per_second(20)).unwrap();
     drop(call);
     assert_eq!(bucket.peek(), 5);
@@ -1428,4 +1429,28 @@ async fn a_debt_outlives_a_change_of_the_rate() {
         let told = bucket.try_take(1).unwrap_err().retry_after().unwrap();
         assert!(told > secs(49) && told < secs(51), "{told:?}");
     }
+}
+
+/// With one granted and not there, what is charged and what comes back moves the turns of those that come then.
+#[test]
+fn turns_behind_one_that_does_not_come_move_with_what_is_settled() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    let bucket = LeakyBucket::per_second(1).build().unwrap();
+    bucket.try_take(1).unwrap();
+    let mut absent = Box::pin(bucket.acquire());
+    assert!(Flag::default().poll(absent.as_mut()).is_pending());
+    clock.advance(secs(1));
+    assert!(bucket.try_take(1).is_err(), "it is granted");
+    clock.advance(secs(1));
+    let told = || bucket.try_take(1).unwrap_err().retry_after().unwrap();
+    let mut guard = bucket.try_acquire().unwrap();
+    assert_eq!(told(), secs(1));
+    guard.settle(4);
+    assert_eq!(told(), secs(4));
+    guard.settle(2);
+    assert_eq!(told(), secs(2));
+    drop(absent);
+    assert_eq!(told(), secs(2), "it had taken nothing");
+    drop(guard);
 }

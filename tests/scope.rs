@@ -869,3 +869,18 @@ async fn the_handle_of_a_scope_is_cancelled_when_its_deadline_passes() {
     });
     assert_eq!(end.await, Some(CancelReason::Deadline));
 }
+
+/// A token that is not the crate's own is not above the scope's, so the scope tells its own.
+#[tokio::test(start_paused = true)]
+async fn the_handle_of_a_scope_is_cancelled_when_a_token_of_others_is() {
+    let token = tokio_util::sync::CancellationToken::new();
+    let end = context::scope(Context::new().cancel(&token), async {
+        let mut scope = Scope::<u32, &str>::new();
+        let handle = scope.cancel_handle();
+        scope.spawn(pending());
+        token.cancel();
+        assert!(matches!(scope.next().await, Some((0, ChildEnd::Cancelled(_)))));
+        handle.is_cancelled()
+    });
+    assert!(end.await);
+}
