@@ -1454,3 +1454,24 @@ fn turns_behind_one_that_does_not_come_move_with_what_is_settled() {
     assert_eq!(told(), secs(2), "it had taken nothing");
     drop(guard);
 }
+
+/// What was granted to a waiter that went without it is there for others, of every kind that had taken it.
+#[test]
+fn what_was_granted_and_never_fetched_comes_back() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    for limiter in all() {
+        drain(&*limiter);
+        let mut leaves: Vec<_> = (0..3).map(|_| Box::pin(limiter.acquire_many(1))).collect();
+        for waits in &mut leaves {
+            assert!(Flag::default().poll(waits.as_mut()).is_pending());
+        }
+        while limiter.queued() > 0 {
+            clock.advance(ms(50));
+            let _grants = limiter.peek();
+        }
+        let before = limiter.peek();
+        drop(leaves);
+        assert!(limiter.peek() > before, "{limiter:?}");
+    }
+}
