@@ -1475,3 +1475,31 @@ fn what_was_granted_and_never_fetched_comes_back() {
         assert!(limiter.peek() > before, "{limiter:?}");
     }
 }
+
+/// What comes back to a bucket that is idle anyway, or a turn that has gone by, is nobody's turn that is still to come.
+#[test]
+fn who_was_granted_its_turn_in_time_keeps_it_whatever_comes_back() {
+    let clock = Clock::paused();
+    let _entered = clock.enter();
+    for refunds in [true, false] {
+        let bucket = LeakyBucket::per_second(1).build().unwrap();
+        bucket.try_take(1).unwrap();
+        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(bucket.acquire())).collect();
+        for waits in &mut waiting {
+            assert!(Flag::default().poll(waits.as_mut()).is_pending());
+        }
+        if refunds {
+            drop(waiting.remove(1));
+            clock.advance(secs(1));
+            assert_eq!(bucket.peek(), 0);
+            bucket.refund(1);
+        } else {
+            clock.advance(secs(2));
+            assert_eq!(bucket.peek(), 0);
+            drop(waiting.remove(0));
+        }
+        assert!(bucket.try_take(1).is_err(), "{refunds}: it is another's turn");
+        let mut own = waiting.remove(0);
+        assert!(Flag::default().poll(own.as_mut()).is_ready(), "{refunds}");
+    }
+}

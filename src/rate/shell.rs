@@ -93,8 +93,9 @@ pub(super) trait Meter: Send + Sync + 'static {
         Ok(granted)
     }
 
-    /// A waiter does not come for what it was granted.
-    fn give_up(&self, locked: &mut Self::Locked, granted: u64, cost: u32) {
+    /// A waiter does not come for what it was granted; with the time, if it was not late.
+    fn give_up(&self, locked: &mut Self::Locked, granted: u64, cost: u32, on_time: Option<Moment>) {
+        let _ = on_time;
         self.undo(locked, granted, cost);
     }
 
@@ -556,7 +557,8 @@ impl<M: Meter> Shell<M> {
         };
         // One that will be refused, as it looks, is in nobody's way.
         let is_late = waits.is_some_and(|due| due <= until);
-        if std::mem::replace(&mut grant.late, is_late) {
+        let was_late = std::mem::replace(&mut grant.late, is_late);
+        if was_late {
             *late -= u64::from(cost);
         }
         if is_late {
@@ -569,7 +571,7 @@ impl<M: Meter> Shell<M> {
         if fetched.is_err() {
             // Nobody waits behind it any more.
             self.meter.disturbed(locked);
-            self.meter.give_up(locked, grant.taken, cost);
+            self.meter.give_up(locked, grant.taken, cost, (!was_late).then_some(now));
             *sooner = true;
             wakers.push(queue.take_head_waker());
         }
@@ -599,7 +601,7 @@ impl<M: Meter> Shell<M> {
                 *late -= u64::from(grant.cost);
             }
             self.meter.disturbed(locked);
-            self.meter.give_up(locked, grant.taken, grant.cost);
+            self.meter.give_up(locked, grant.taken, grant.cost, (!grant.late).then_some(now));
             self.meter.schedule(locked, now, !granted.is_empty(), *late);
             // The next may come earlier than it was told, if not at once.
             head = queue.take_head_waker();

@@ -54,6 +54,16 @@ impl Book {
         self.debt > 0
     }
 
+    /// The word has moved: so do the turns behind it. A state that has gone by counts as now.
+    fn shift(&mut self, pace: Pace, now: Moment, before: u64, after: Take) {
+        let Take::Now(after) = after else { return };
+        if self.schedule > 0 {
+            let time = pace.virtual_time(now);
+            let (before, after) = (before.max(time), after.max(time));
+            self.schedule = (self.schedule + after.saturating_sub(before)).saturating_sub(before.saturating_sub(after));
+        }
+    }
+
     /// What comes back of tokens that were taken at some time, in units: what they cost, less the time since then that has
     /// not come off others.
     ///
@@ -325,12 +335,14 @@ impl<const PACED: bool> Meter for Word<PACED> {
         }
     }
 
-    fn give_up(&self, book: &mut Book, granted: u64, cost: u32) {
-        if PACED {
-            book.schedule = book.schedule.saturating_sub(self.pace().any_cost(cost));
-        } else {
-            self.undo(book, granted, cost);
+    fn give_up(&self, book: &mut Book, granted: u64, cost: u32, on_time: Option<Moment>) {
+        if !PACED {
+            return self.undo(book, granted, cost);
         }
+        // The note is the end of its turn. Of that, what has gone by can't be given to others; a late one has its turn yet.
+        let (pace, cost) = (self.pace(), self.pace().any_cost(cost));
+        let left = on_time.map_or(cost, |now| granted.saturating_sub(pace.virtual_time(now)).min(cost));
+        book.schedule = book.schedule.saturating_sub(left);
     }
 
     fn schedule(&self, book: &mut Book, now: Moment, granted: bool, late: u64) {
@@ -375,26 +387,26 @@ impl<const PACED: bool> Meter for Word<PACED> {
         let taken = Moment::from_nanos(taken);
         // The lock keeps other refunds out. The clock is read after the word: whoever takes by a later reading fails this
         // swap, so that what has accrued by then is not given twice.
-        let (mut charged, mut back) = (book.charged, 0);
-        let _always = self.update(|state| {
+        let (mut charged, mut moment) = (book.charged, Moment::from_nanos(0));
+        let before = self.state();
+        let undone = self.update(|state| {
             let now = Moment::now();
             let (units, after) = book.refund(pace, taken, now, cost);
-            charged = after;
-            back = units;
+            (charged, moment) = (after, now);
             Take::Now(pace.refunded(state, now, units))
         });
         book.charged = charged;
-        book.schedule = book.schedule.saturating_sub(back);
+        book.shift(pace, moment, before, undone);
     }
 
-    fn put_back(&self, book: &mut Book, _: Moment, _: Option<u64>, tokens: u32) {
-        let pace = self.pace();
-        book.schedule = book.schedule.saturating_sub(pace.any_cost(tokens));
-        let _always = self.update(|state| Take::Now(pace.put_back(state, tokens)));
+    fn put_back(&self, book: &mut Book, now: Moment, _: Option<u64>, tokens: u32) {
+        let (pace, before) = (self.pace(), self.state());
+        let back = self.update(|state| Take::Now(pace.put_back(state, tokens)));
+        book.shift(pace, now, before, back);
     }
 
     fn charge(&self, book: &mut Book, now: Moment, tokens: u32) -> u32 {
-        let pace = self.pace();
+        let (pace, before) = (self.pace(), self.state());
         let mut booked = 0;
         let charged = self.update(|state| {
             let (next, count) = pace.charge(state, now, tokens);
@@ -404,9 +416,7 @@ impl<const PACED: bool> Meter for Word<PACED> {
         if let Take::Now(next) = charged {
             book.debt = book.debt.max(pace.debt(next, now));
         }
-        if book.schedule > 0 {
-            book.schedule += pace.any_cost(booked);
-        }
+        book.shift(pace, now, before, charged);
         booked
     }
 
