@@ -914,9 +914,7 @@ fn a_clock_that_was_ahead_is_forgotten_with_what_was_foreseen_by_it() {
 #[tokio::test(start_paused = true)]
 async fn a_late_poll_of_a_leaky_bucket_costs_one_place_and_keeps_its_longest_wait() {
     let bucket = LeakyBucket::per_second(10).build().unwrap();
-    bucket.try_take(1).unwrap();
-    let mut late = Box::pin(bucket.acquire());
-    assert!(Flag::default().poll(late.as_mut()).is_pending());
+    let late = next_at(&bucket);
     advance(ms(105)).await;
     assert!(poll_immediate(late).await.unwrap().is_ok(), "its turn has come, and nobody else's");
     assert_eq!(bucket.try_take(1).unwrap_err().retry_after(), Some(ms(100)));
@@ -1027,6 +1025,14 @@ async fn fields_of_a_refusal_name_the_limiter_that_refused_in_both_items() {
     assert!(fields.service.unwrap().to_string().starts_with(r#""outer";r=0"#));
 }
 
+/// Takes what is there, and waits for the next.
+fn next_at(bucket: &LeakyBucket) -> Pin<Box<Acquire>> {
+    bucket.try_take(1).unwrap();
+    let mut waits = Box::pin(bucket.acquire());
+    assert!(Flag::default().poll(waits.as_mut()).is_pending());
+    waits
+}
+
 /// Waiters at a leaky bucket that have slept through their turns, all of whom have been polled since: one went.
 fn late_waiters(bucket: &LeakyBucket, clock: &Clock, waiters: u32, after: Duration) -> Vec<(Pin<Box<Acquire>>, Flag)> {
     bucket.try_take(1).unwrap();
@@ -1109,9 +1115,7 @@ fn what_comes_back_to_a_leaky_bucket_counts_also_while_somebody_does_not_come() 
     let clock = Clock::paused();
     let _entered = clock.enter();
     let bucket = LeakyBucket::per_second(1).build().unwrap();
-    bucket.try_take(1).unwrap();
-    let mut absent = Box::pin(bucket.acquire());
-    assert!(Flag::default().poll(absent.as_mut()).is_pending());
+    let mut absent = next_at(&bucket);
     clock.advance(secs(100));
     bucket.try_take(100).unwrap();
     bucket.refund(99);
@@ -1328,9 +1332,7 @@ fn who_was_granted_a_place_keeps_it_whatever_changes_before_it_is_polled() {
     let _entered = clock.enter();
     for change in 0..4 {
         let bucket = LeakyBucket::per_second(1).build().unwrap();
-        bucket.try_take(1).unwrap();
-        let mut first = Box::pin(bucket.acquire());
-        assert!(Flag::default().poll(first.as_mut()).is_pending());
+        let mut first = next_at(&bucket);
         let mut second = Box::pin(bucket.acquire());
         assert!(Flag::default().poll(second.as_mut()).is_pending());
         clock.advance(secs(1));
@@ -1356,9 +1358,7 @@ fn a_schedule_made_by_a_clock_that_is_ahead_is_dated_back_with_the_rest() {
     let clock = Clock::paused();
     let _entered = clock.enter();
     let bucket = LeakyBucket::per_second(1).build().unwrap();
-    bucket.try_take(1).unwrap();
-    let mut granted = Box::pin(bucket.acquire());
-    assert!(Flag::default().poll(granted.as_mut()).is_pending());
+    let granted = next_at(&bucket);
     clock.advance(secs(1));
     assert!(bucket.try_take(1).is_err());
     let _far = bucket.try_take_at(1, resile::Moment::now() + secs(3600));
@@ -1375,9 +1375,7 @@ fn who_is_alone_and_was_granted_a_place_is_passed_by_by_nobody() {
     let clock = Clock::paused();
     let _entered = clock.enter();
     let bucket = LeakyBucket::per_second(1).build().unwrap();
-    bucket.try_take(1).unwrap();
-    let mut waits = Box::pin(bucket.acquire());
-    assert!(Flag::default().poll(waits.as_mut()).is_pending());
+    let mut waits = next_at(&bucket);
     clock.advance(secs(1));
     for _ in 0..3 {
         assert!(bucket.try_take(1).is_err());
@@ -1437,9 +1435,7 @@ fn turns_behind_one_that_does_not_come_move_with_what_is_settled() {
     let clock = Clock::paused();
     let _entered = clock.enter();
     let bucket = LeakyBucket::per_second(1).build().unwrap();
-    bucket.try_take(1).unwrap();
-    let mut absent = Box::pin(bucket.acquire());
-    assert!(Flag::default().poll(absent.as_mut()).is_pending());
+    let absent = next_at(&bucket);
     clock.advance(secs(1));
     assert!(bucket.try_take(1).is_err(), "it is granted");
     clock.advance(secs(1));

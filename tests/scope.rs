@@ -413,19 +413,24 @@ async fn an_inner_scope_is_cancelled_with_the_outer_one_and_for_its_reason() {
     assert_eq!(outer.join().await.unwrap(), [2, 7]);
 }
 
+/// Spawns a child that blocks its thread until it is let go, and waits until it does.
+async fn spawn_stuck(scope: &mut Scope<u32, &'static str>, held: std::sync::mpsc::Receiver<()>) {
+    let (begun, running) = tokio::sync::oneshot::channel();
+    scope.spawn(async move {
+        begun.send(()).unwrap();
+        let _ = held.recv();
+        Ok(1)
+    });
+    running.await.unwrap();
+}
+
 #[test]
 fn a_child_that_never_awaits_is_left_behind_and_named() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let (go, held) = std::sync::mpsc::channel::<()>();
     let ends: Ends = runtime.block_on(async {
-        let (begun, running) = tokio::sync::oneshot::channel();
         let mut scope = Scope::new().stuck_after(Duration::from_millis(1));
-        scope.spawn(async move {
-            begun.send(()).unwrap();
-            let _ = held.recv();
-            Ok(1)
-        });
-        running.await.unwrap();
+        spawn_stuck(&mut scope, held).await;
         scope.cancel_with(CancelReason::Shutdown);
         let (_, stuck) = scope.next().await.unwrap();
         // The scope can still be used, as one that is closed.
@@ -842,13 +847,7 @@ fn each_of_several_that_are_stuck_is_reported_once() {
     let ends = runtime.block_on(async {
         let mut scope = Scope::<u32, &str>::new().stuck_after(Duration::from_millis(1));
         for held in receivers {
-            let (begun, running) = tokio::sync::oneshot::channel();
-            scope.spawn(async move {
-                begun.send(()).unwrap();
-                let _ = held.recv();
-                Ok(1)
-            });
-            running.await.unwrap();
+            spawn_stuck(&mut scope, held).await;
         }
         scope.cancel_with(CancelReason::Shutdown);
         scope.wait().await

@@ -546,8 +546,9 @@ impl<M: Meter> Shell<M> {
         unused: &mut Option<Waker>,
     ) -> Result<u64, Option<Moment>> {
         let Waiting { queue, granted, locked, late, sooner, .. } = waiting;
-        // No more are looked at: which of them come is not known anyway.
-        let before: u64 = granted.range(..key).take(MOST_BEFORE).map(|(_, grant)| u64::from(grant.cost)).sum();
+        // No more are looked at: which of them come is not known anyway. Elsewhere nobody comes too late.
+        let looks = if M::PACED { MOST_BEFORE } else { 0 };
+        let before: u64 = granted.range(..key).take(looks).map(|(_, grant)| u64::from(grant.cost)).sum();
         let Some(grant) = granted.get_mut(&key) else { unreachable!("a grant is fetched once") };
         let (cost, until) = (grant.cost, grant.until);
         let fetched = self.meter.fetch(locked, grant.taken, now, cost, before);
@@ -578,7 +579,9 @@ impl<M: Meter> Shell<M> {
         *unused = grant.waker.take();
         granted.remove(&key);
         self.meter.schedule(locked, now, !granted.is_empty(), *late);
-        wakers.push(late_waker(granted));
+        if *late > 0 {
+            wakers.push(late_waker(granted));
+        }
         if queue.is_empty() && granted.is_empty() {
             self.meter.set_waiting(false);
         }
