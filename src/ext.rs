@@ -14,9 +14,8 @@ use crate::call::{Call, CancelSource};
 use crate::cut::{CutShort, OnCancel};
 use crate::error::Error;
 use crate::gate::Gate;
-use crate::policy::{Steps, sealed};
 use crate::run::{Once, Run};
-use crate::step::{Outline, Step};
+use crate::step::{Outline, Pipeline, Step, Steps, sealed};
 use crate::verdict::ByResult;
 
 /// Limits, gates and cancellation for any future of a `Result`, without a [`Policy`](crate::Policy).
@@ -155,12 +154,8 @@ impl FewSteps {
 impl sealed::Sealed for FewSteps {}
 
 impl Steps for FewSteps {
-    fn steps(&self) -> &[Step] {
-        &self.steps
-    }
-
-    fn outline(&self) -> &Outline {
-        &self.outline
+    fn pipeline(&self) -> Pipeline<'_> {
+        Pipeline { steps: &self.steps, outline: &self.outline }
     }
 }
 

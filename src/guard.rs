@@ -12,7 +12,7 @@ use crate::error::Refusal;
 use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Times};
 use crate::internal::time::{Moment, Timer};
 use crate::lane::{End, Lane};
-use crate::step::{self, Outline, Step};
+use crate::step::{self, Outline, Pipeline, Step};
 use crate::verdict::Verdict;
 
 /// A pass through one gate that goes back when it is dropped.
@@ -107,8 +107,7 @@ impl Guard {
     }
 
     fn new(step: Step, pass: Pass, call: &Call) -> Self {
-        let needs = step.as_gate().map_or(Needs::Nothing, Gate::needs);
-        let started = if needs > Needs::Nothing { call.now() } else { Moment::NEVER };
+        let started = if step.needs() > Needs::Nothing { call.now() } else { Moment::NEVER };
         Self { step, pass: Some(pass), started }
     }
 
@@ -183,10 +182,10 @@ impl Guard {
     }
 
     fn leave(&mut self, outcome: impl FnOnce(Times) -> Outcome) {
-        if let (Some(gate), Some(pass)) = (self.step.as_gate(), self.pass.take()) {
+        if let Some(pass) = self.pass.take() {
             let started = self.started;
             let ended = if started == Moment::NEVER { started } else { Moment::now() };
-            gate.leave(pass, outcome(Times { started, ended }));
+            self.step.0.leave(pass, &outcome(Times { started, ended }));
         }
     }
 }
@@ -239,7 +238,8 @@ impl Future for Acquire {
         let progress = ready!(tokio::task::coop::poll_proceed(cx));
         this.lane.call().forget_time();
         let step = this.step.as_slice();
-        let end = ready!(this.lane.poll_in(step, &Outline::of(step, None, None), this.timer, cx));
+        let outline = Outline::of(step, None, None);
+        let end = ready!(this.lane.poll_enter(Pipeline { steps: step, outline: &outline }, this.timer, cx));
         if end.is_ok() {
             progress.made_progress();
         }
@@ -259,7 +259,7 @@ impl PinnedDrop for Acquire {
     fn drop(self: Pin<&mut Self>) {
         let this = self.project();
         if this.lane.holds() {
-            this.lane.give_back(this.step.as_slice(), &Outline::none());
+            this.lane.give_back(Pipeline { steps: this.step.as_slice(), outline: &Outline::none() });
         }
     }
 }

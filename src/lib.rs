@@ -181,7 +181,7 @@ pub use internal::time::Moment;
 pub use keyed::{KeyRef, Keyed, KeyedBuilder, KeyedStats, OneKey, PerKey, Plan, TopKey};
 pub use layers::{Layers, LayersBuilder};
 pub use lint::{Finding, Lint};
-pub use policy::{Judged, Policy, PolicyBuilder, Steps};
+pub use policy::{Judged, Policy, PolicyBuilder};
 pub use rate::{
     LeakyBucket, LeakyBucketBuilder, LimitFields, Quota, QuotaBuilder, QuotaPolicy, Rate, RetryAfter, ServiceLimit,
     SlidingWindow, SlidingWindowBuilder, Snapshot, TokenBucket, TokenBucketBuilder,
@@ -190,5 +190,5 @@ pub use retry::{Backoff, Jitter, OnRefusal, RatioBuilder, Retry, RetryBudget, Sh
 pub use run::Run;
 pub use scope::{ChildEnd, ChildPanic, Mapped, Scope, ScopeEnd};
 pub use semaphore::{Semaphore, SemaphoreBuilder};
-pub use step::Step;
+pub use step::{Step, Steps};
 pub use verdict::{ByPolicy, ByResult, Classify, Settled, Verdict};

@@ -117,7 +117,7 @@ impl Layout<'_> {
     fn gates(&self, breakers: bool) -> impl Iterator<Item = usize> {
         let is = move |step: &Step| match step.0 {
             Kind::Breaker(_) => breakers,
-            Kind::Drain(_) | Kind::Part(_) => false,
+            Kind::Drain(_) | Kind::NamedDrain(_) => false,
             _ => !breakers && step.as_gate().is_some(),
         };
         self.0.iter().enumerate().filter(move |(_, step)| is(step)).map(|(place, _)| place)
@@ -165,7 +165,7 @@ fn numbers(layout: &Layout<'_>, find: &mut impl FnMut(Lint, Option<usize>, Strin
     }
     let goes_out = layout.retries().chain(layout.gates(true)).next().is_some();
     for (place, step) in layout.0.iter().enumerate().filter(|_| goes_out) {
-        if matches!(step.0, Kind::Drain(_) | Kind::Part(_)) {
+        if step.as_drain().is_some() {
             let message = "when this drain closes, work that is still being finished can make no more calls: let the \
                            drain count the requests that come in";
             find(Lint::DrainOutbound, Some(place), message.into());

@@ -15,7 +15,7 @@ use crate::lint::{self, Finding};
 use crate::retry::Retry;
 use crate::run::{Once, Plain, Run, WithCall};
 use crate::said::{self, Said};
-use crate::step::{Outline, Step};
+use crate::step::{Outline, Pipeline, Step, Steps, sealed};
 use crate::verdict::ByResult;
 
 /// How many steps a policy may have: far more than anybody can follow, and a kilobyte of frames per call.
@@ -62,41 +62,20 @@ struct Inner {
     tasks: OnceLock<Tasks>,
 }
 
-/// Something that holds steps: a policy, a reference to one, or the small policy of a one-shot future.
-pub trait Steps: sealed::Sealed {
-    #[doc(hidden)]
-    fn steps(&self) -> &[Step];
-    #[doc(hidden)]
-    fn outline(&self) -> &Outline;
-}
-
-pub(crate) mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::Policy {}
-    impl Sealed for &super::Policy {}
-}
+impl sealed::Sealed for Policy {}
+impl sealed::Sealed for &Policy {}
 
 impl Steps for Policy {
     #[inline]
-    fn steps(&self) -> &[Step] {
-        &self.0.steps
-    }
-
-    #[inline]
-    fn outline(&self) -> &Outline {
-        &self.0.outline
+    fn pipeline(&self) -> Pipeline<'_> {
+        Pipeline { steps: &self.0.steps, outline: &self.0.outline }
     }
 }
 
 impl Steps for &Policy {
     #[inline]
-    fn steps(&self) -> &[Step] {
-        &self.0.steps
-    }
-
-    #[inline]
-    fn outline(&self) -> &Outline {
-        &self.0.outline
+    fn pipeline(&self) -> Pipeline<'_> {
+        (**self).pipeline()
     }
 }
 

@@ -16,8 +16,7 @@ use crate::error::{Cause, Error, Stop};
 use crate::internal::seldom::Seldom;
 use crate::internal::time::{Moment, Timer};
 use crate::lane::{End, Lane, Out};
-use crate::policy::Steps;
-use crate::step::{Outline, Step};
+use crate::step::{Outline, Pipeline, Step, Steps};
 use crate::verdict::{Classify, Verdict};
 
 /// A call under a policy: a future, made by [`Policy::run`](crate::Policy::run) and its like.
@@ -106,7 +105,8 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.policy.outline().bare && self.lane.is_bare() { self.poll_bare(cx) } else { self.poll_walk(cx) }
+        let bare = self.policy.pipeline().outline.bare && self.lane.is_bare();
+        if bare { self.poll_bare(cx) } else { self.poll_lane(cx) }
     }
 }
 
@@ -135,19 +135,20 @@ where
         let verdict = this.judge.classify(&result);
         Poll::Ready(result.map_err(|last| {
             this.lane.count();
-            failed(this.lane, this.policy.outline(), verdict, last, Stop::NoRetry)
+            failed(this.lane, this.policy.pipeline().outline, verdict, last, Stop::NoRetry)
         }))
     }
 
     /// In through the steps, the operation, and out again, as often as a retry asks.
     #[inline(never)]
-    fn poll_walk(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
+    fn poll_lane(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
         let mut this = self.project();
-        let (steps, outline) = (this.policy.steps(), this.policy.outline());
+        let pipeline = this.policy.pipeline();
+        let Pipeline { steps, outline } = pipeline;
         this.lane.assert_sound();
         this.lane.call().forget_time();
         loop {
-            let end = if let Err(end) = ready!(this.lane.poll_in(steps, outline, this.timer.as_mut(), cx)) {
+            let end = if let Err(end) = ready!(this.lane.poll_enter(pipeline, this.timer.as_mut(), cx)) {
                 end
             } else {
                 let attempt = this.lane.call().view();
@@ -164,7 +165,7 @@ where
                     if let Some(cost) = cost {
                         this.lane.settle(steps, cost);
                     }
-                    match this.lane.walk_out(steps, outline, &End::Judged(verdict)) {
+                    match this.lane.leave(pipeline, &End::Judged(verdict)) {
                         Out::Caller(stop) => {
                             return Poll::Ready(result.map_err(|last| failed(this.lane, outline, verdict, last, stop)));
                         }
@@ -180,8 +181,8 @@ where
                 this.make.give_up(operation, || this.lane.why(steps, &end).unwrap_or(Why::Dropped));
             }
             this.lane.user(|| this.operation.set(None));
-            if let Out::Caller(stop) = this.lane.walk_out(steps, outline, &end) {
-                return Poll::Ready(Err(ended(this.lane, (steps, outline), end, this.last.take(), stop)));
+            if let Out::Caller(stop) = this.lane.leave(pipeline, &end) {
+                return Poll::Ready(Err(ended(this.lane, pipeline, end, this.last.take(), stop)));
             }
         }
     }
@@ -196,7 +197,8 @@ fn failed<E>(lane: &Lane, outline: &Outline, verdict: Verdict, last: E, stop: St
 
 /// The call ended some other way.
 #[cold]
-fn ended<E>(lane: &Lane, (steps, outline): (&[Step], &Outline), end: End, last: Option<E>, stop: Stop) -> Error<E> {
+fn ended<E>(lane: &Lane, pipeline: Pipeline<'_>, end: End, last: Option<E>, stop: Stop) -> Error<E> {
+    let Pipeline { steps, outline } = pipeline;
     let cause = match end {
         End::TimedOut(place) => {
             let of_attempt = place.is_some_and(|place| steps[..place].iter().any(Step::is_retry)) && lane.made() > 0;
@@ -222,7 +224,7 @@ where
         impl<P: Steps> Drop for GiveBack<'_, P> {
             #[inline]
             fn drop(&mut self) {
-                self.0.give_back(self.1.steps(), self.1.outline());
+                self.0.give_back(self.1.pipeline());
             }
         }
 

@@ -40,7 +40,7 @@ impl PerKey for CircuitBreaker {
 
 impl CircuitBreaker {
     pub(super) fn look_at(&self, now: Moment) -> Result<(), Refusal> {
-        if self.enter_at_once().is_some() || self.0.rules.observe_only {
+        if self.enter_closed().is_some() || self.0.rules.observe_only {
             return Ok(());
         }
         let no = match self.decide_unlocked(now) {

@@ -113,7 +113,7 @@ use tokio::sync::Notify;
 
 use crate::call::Call;
 use crate::error::{Name, Reason, Refusal, Time};
-use crate::gate::{Entry, Gate, Needs, Outcome, Pass, Times};
+use crate::gate::{Entry, FastGate, Gate, Needs, Outcome, Pass, Times};
 use crate::guard::guarded;
 use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
 use crate::internal::time::Moment;
@@ -417,7 +417,7 @@ impl CircuitBreaker {
     }
 
     #[inline]
-    pub(crate) fn enter_at_once(&self) -> Option<Pass> {
+    fn enter_closed(&self) -> Option<Pass> {
         let word = self.0.word.load(Acquire);
         (word & ((1 << CODE_BITS) - 1) == CLOSED).then(|| Pass::new(word >> CODE_BITS, 0))
     }
@@ -512,10 +512,10 @@ impl CircuitBreaker {
     /// What almost all calls end in, apart from the rest: the peer is well.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured: a sixth of what counting a call costs")]
-    pub(crate) fn hear_good(&self, generation: u64, probe: u64, times: Times) {
+    fn record_success(&self, generation: u64, probe: u64, times: Times) {
         let quick = times.ended.nanos_since(times.started) < self.0.rules.slow_after;
         if probe != 0 || !quick {
-            return self.hear(generation, probe, &Outcome::Judged(Verdict::Success, times));
+            return self.record(generation, probe, &Outcome::Judged(Verdict::Success, times));
         }
         if self.0.word.load(Acquire) == generation << CODE_BITS | CLOSED {
             self.0.tally.add_good(times.ended);
@@ -526,7 +526,7 @@ impl CircuitBreaker {
     }
 
     #[cold]
-    pub(crate) fn hear(&self, generation: u64, probe: u64, outcome: &Outcome) {
+    fn record(&self, generation: u64, probe: u64, outcome: &Outcome) {
         if probe != 0 {
             return self.leave_unclosed(Admission { generation, probe }, outcome);
         }
@@ -545,10 +545,36 @@ impl CircuitBreaker {
     }
 }
 
+impl FastGate for CircuitBreaker {
+    const REVALIDATES: bool = true;
+
+    #[inline]
+    fn enter_now(&self, _: u32, _: Moment) -> Option<Pass> {
+        self.enter_closed()
+    }
+
+    #[inline]
+    fn leave_well(&self, pass: Pass, _: Verdict, times: Times) {
+        let [generation, probe] = pass.words();
+        self.record_success(generation, probe, times);
+    }
+
+    #[inline]
+    fn leave_as(&self, pass: Pass, outcome: &Outcome) {
+        let [generation, probe] = pass.words();
+        match *outcome {
+            Outcome::Judged(Verdict::Success | Verdict::Permanent, times) => {
+                self.record_success(generation, probe, times);
+            }
+            _ => self.record(generation, probe, outcome),
+        }
+    }
+}
+
 impl Gate for CircuitBreaker {
     #[inline]
     fn enter(&self, call: &Call) -> Entry {
-        match self.enter_at_once() {
+        match self.enter_closed() {
             Some(pass) => Entry::Pass(pass),
             None => self.enter_unclosed(call.now()),
         }
@@ -556,11 +582,7 @@ impl Gate for CircuitBreaker {
 
     #[inline]
     fn leave(&self, pass: Pass, outcome: Outcome) {
-        let [generation, probe] = pass.words();
-        match outcome {
-            Outcome::Judged(Verdict::Success | Verdict::Permanent, times) => self.hear_good(generation, probe, times),
-            outcome => self.hear(generation, probe, &outcome),
-        }
+        self.leave_as(pass, &outcome);
     }
 
     fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {

@@ -6,9 +6,10 @@ use std::cell::Cell;
 use futures::future::TryFuture;
 
 use super::{Attempt, Call, Deadline, Key, Priority};
-use crate::policy::{Policy, Steps};
+use crate::policy::Policy;
 use crate::run::{Once, Plain, Run, WithCall};
 use crate::said::CancelSource;
+use crate::step::Steps;
 use crate::verdict::Settled;
 
 /// A call about to be made, with whatever its caller says about it; from [`Policy::call`].

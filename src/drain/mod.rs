@@ -130,11 +130,12 @@ use tokio::task::JoinHandle;
 use crate::call::Call;
 use crate::cancel::{Cancel, CancelReason};
 use crate::error::{Name, Reason, Refusal};
-use crate::gate::{Entry, Gate, Guard, Needs, Outcome, Pass};
+use crate::gate::{Entry, FastGate, Gate, Guard, Needs, Outcome, Pass, Times};
 use crate::guard::guarded;
 use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Release};
 use crate::internal::time::Moment;
 use crate::said::{self, CancelSource};
+use crate::verdict::Verdict;
 use closing::{Closer, State};
 use job::Job;
 use names::Names;
@@ -491,12 +492,12 @@ impl Drain {
     }
 
     #[inline]
-    pub(crate) fn enter_at_once(&self) -> Option<Pass> {
+    fn count_in(&self) -> Option<Pass> {
         self.0.enter().then(Pass::default)
     }
 
     #[inline]
-    pub(crate) fn give_back(&self) {
+    fn count_out(&self) {
         if self.0.leave().was_last() {
             self.0.wake_driver();
         }
@@ -573,15 +574,29 @@ impl said::Rounds for Drain {
     }
 }
 
+impl FastGate for Drain {
+    const REVALIDATES: bool = true;
+
+    #[inline]
+    fn enter_now(&self, _: u32, _: Moment) -> Option<Pass> {
+        self.count_in()
+    }
+
+    #[inline]
+    fn leave_well(&self, _: Pass, _: Verdict, _: Times) {
+        self.count_out();
+    }
+}
+
 impl Gate for Drain {
     #[inline]
     fn enter(&self, _: &Call) -> Entry {
-        self.enter_at_once().map_or_else(|| Entry::Refused(self.refuse()), Entry::Pass)
+        self.count_in().map_or_else(|| Entry::Refused(self.refuse()), Entry::Pass)
     }
 
     #[inline]
     fn leave(&self, _: Pass, _: Outcome) {
-        self.give_back();
+        self.count_out();
     }
 
     /// After a wait: who has been let in, but has not begun, does not begin any more.

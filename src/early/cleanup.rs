@@ -16,8 +16,9 @@ use tokio::runtime::Handle;
 use super::{DEFAULT_CLEANUP_LIMIT, Tasks, Why};
 use crate::call::{Attempt, CallBuilder};
 use crate::internal::time::Moment;
-use crate::policy::{Policy, Steps};
+use crate::policy::Policy;
 use crate::run::{Make, Plain, Run, WithCall, sealed};
+use crate::step::Steps;
 
 /// What a cleanup is told about the attempt that was cut short.
 ///

@@ -24,8 +24,9 @@ use crate::context::{self, Context};
 use crate::error::{Cause, Error, ErrorKind, Stop};
 use crate::ext::FewSteps;
 use crate::internal::time::Moment;
-use crate::policy::{Policy, Steps};
+use crate::policy::Policy;
 use crate::run::{Make, Plain, Run, WithCall, sealed};
+use crate::step::Steps;
 use crate::verdict::{ByResult, Classify};
 
 /// A call whose operation goes on although its caller has left; from [`CallBuilder::shield`].

@@ -31,6 +31,7 @@
 //! asked whether it [still](Gate::still) holds; and [`Gate::leave`] takes it back with the [`Outcome`], also when the
 //! call is dropped at whatever await point or panics. A ticket that does not become a pass goes to [`Gate::abandon`].
 
+mod fast;
 mod outcome;
 mod pass;
 
@@ -43,8 +44,9 @@ use crate::error::{ConfigError, Refusal};
 use crate::internal::time::Moment;
 
 pub use crate::guard::{Acquire, Guard};
+pub(crate) use fast::FastGate;
 pub use outcome::{Outcome, Times};
-pub(crate) use pass::Underway;
+pub(crate) use pass::{Framed, Underway};
 pub use pass::{Pass, Ticket};
 
 /// A rule of admission.

@@ -118,3 +118,33 @@ impl Ticket {
         self.0
     }
 }
+
+/// What a step keeps in the lane while the call is further in, as the two words of its frame.
+pub(crate) trait Framed {
+    fn to_words(self) -> [u64; 2];
+    fn from_words(words: [u64; 2]) -> Self;
+}
+
+impl Framed for Pass {
+    #[inline]
+    fn to_words(self) -> [u64; 2] {
+        self.0
+    }
+
+    #[inline]
+    fn from_words(words: [u64; 2]) -> Self {
+        Self(words)
+    }
+}
+
+impl Framed for Ticket {
+    #[inline]
+    fn to_words(self) -> [u64; 2] {
+        self.0
+    }
+
+    #[inline]
+    fn from_words(words: [u64; 2]) -> Self {
+        Self(words)
+    }
+}

@@ -1,10 +1,11 @@
 //! Where the frames of a call lie.
 
-use super::Frame;
 use crate::cancel::Wait;
+use crate::gate::Framed;
 use crate::internal::seldom::Seldom;
 use crate::retry::Delays;
 use crate::said::Waits;
+use crate::step::Frame;
 
 /// How many steps find room in the future itself; a policy with more allocates once per call.
 const INLINE_STEPS: usize = 8;
@@ -38,7 +39,7 @@ impl Frames {
     #[inline]
     pub(super) fn begin(&mut self, steps: usize) {
         if steps <= INLINE_STEPS {
-            self.inline = Some([[0; 2]; INLINE_STEPS]);
+            self.inline = Some([Frame::EMPTY; INLINE_STEPS]);
         } else {
             self.spill(steps);
         }
@@ -46,7 +47,7 @@ impl Frames {
 
     #[cold]
     fn spill(&mut self, steps: usize) {
-        self.rare.get_or_insert_default().frames = vec![[0; 2]; steps];
+        self.rare.get_or_insert_default().frames = vec![Frame::EMPTY; steps];
     }
 
     #[inline]
@@ -56,5 +57,16 @@ impl Frames {
             (None, Some(rare)) => &mut rare.frames,
             (None, None) => &mut [],
         }
+    }
+
+    /// What the step at this place keeps.
+    #[inline]
+    pub(super) fn read<T: Framed>(&mut self, place: usize) -> T {
+        self.get()[place].read()
+    }
+
+    #[inline]
+    pub(super) fn write(&mut self, place: usize, content: impl Framed) {
+        self.get()[place] = Frame::of(content);
     }
 }

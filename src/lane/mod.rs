@@ -1,4 +1,23 @@
-//! The walk of a call in through the steps and of its outcome back out. What a lane holds, it gives back.
+//! A lane: one attempt's way in through the steps, and its outcome's way back out. What a lane holds, it gives back.
+//!
+//! ```text
+//!             first poll             all steps passed
+//!   Start ──────────────▶ Entering ───────────────────▶ Running
+//!                         │  ▲  ▲                          │
+//!           a gate says   ▼  │  └────── Again ◀── Backoff  │ the attempt is over
+//!           to wait      Queued           ▲          ▲     ▼
+//!                         │               └──────────┴── leave: a retry asks for another attempt,
+//!             too late,   ▼                              or it is the end ──▶ Done
+//!             cancelled  Left ──▶ leave
+//! ```
+//!
+//! | file | what happens there |
+//! | --- | --- |
+//! | `enter` | the steps are entered, those that admit at once in one loop |
+//! | `wait` | queues, pauses between attempts, and what ends a call meanwhile |
+//! | `leave` | the steps are left, in one loop, and retries are asked |
+//! | `end` | how an attempt ended, and how that is reported |
+//! | `frames` | what each step keeps while the call is further in |
 //!
 //! 1. `frames[..depth]` belong to the steps that the call has passed: a timeout keeps the deadline from before, a retry
 //!    its count, a gate its pass. Nothing else is held, but for the ticket of a gate whose queue the call stands in,
@@ -7,31 +26,27 @@
 //!    more than one where the steps between have nothing to do.
 //! 3. A clock reading belongs to one poll. It is forgotten when the next begins, and read when somebody asks.
 
+mod end;
+mod enter;
 mod frames;
-mod way_in;
-mod way_out;
+mod leave;
+mod wait;
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::call::Call;
-use crate::cancel::CancelReason;
 use crate::context;
-use crate::error::{Refusal, Stop};
+use crate::error::Stop;
 use crate::gate::{Needs, Pass};
-use crate::internal::time::{Moment, Timer};
-use crate::verdict::Verdict;
+use crate::internal::time::Moment;
+pub(crate) use end::End;
 use frames::Frames;
-
-/// What a step keeps while the call is further in.
-type Frame = [u64; 2];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Not polled yet, and the caller has set nothing that could end it.
     Bare,
-    /// The same, and polled: a context that it has not found at its first poll, it does not find later.
+    /// Polled at least once; the task's context is not looked up again.
     StillBare,
     /// Not polled yet.
     Start,
@@ -40,7 +55,7 @@ enum Phase {
     Entering,
     /// In the queue of the gate at step `depth`.
     Queued,
-    /// Just out of that queue again, because the call ended.
+    /// Left the queue without a pass.
     Left,
     /// Between two attempts, until `until`.
     Backoff,
@@ -48,30 +63,6 @@ enum Phase {
     Again,
     /// All steps are passed.
     Running,
-}
-
-/// How an attempt ended.
-#[derive(Debug)]
-pub(crate) enum End {
-    Judged(Verdict),
-    /// The deadline of a step passed, or of the caller (`None`).
-    TimedOut(Option<usize>),
-    /// The gate at this place said no.
-    Refused(usize, Refusal),
-    /// For the reason that was the first when it was noticed.
-    Cancelled(CancelReason),
-}
-
-impl End {
-    /// Whether a retry may have something to do about it.
-    #[inline]
-    fn is_final(&self) -> bool {
-        match self {
-            Self::Judged(verdict) => !verdict.is_retryable(),
-            Self::TimedOut(None) | Self::Cancelled(_) => true,
-            Self::TimedOut(Some(_)) | Self::Refused(..) => false,
-        }
-    }
 }
 
 /// Where the way out led.
@@ -198,40 +189,10 @@ impl Lane {
         self.made += 1;
     }
 
-    fn frame(&mut self, place: usize) -> &mut Frame {
-        &mut self.frames.get()[place]
-    }
-
-    /// Waits until a moment, the deadline or the caller's cancellation, by the one timer.
-    ///
-    /// The clock decides, not the timer: a runtime that never parks fires no timers, and one that was busy fires them
-    /// late, when more than the pause may be over.
-    #[inline]
-    fn poll_pause(&mut self, timer: Pin<&mut Timer>, until: Moment, cx: &mut Context<'_>) -> Poll<Woken> {
-        // If nobody has cancelled, the task is woken when somebody does.
-        if let Some(said) = self.call.cancels() {
-            if self.frames.rare.get_or_insert_default().waits.is_over(said, cx) {
-                return Poll::Ready(Woken::Cancelled);
-            }
-        }
-        let deadline = self.call.ends();
-        let at = until.min(deadline);
-        if at == Moment::NEVER {
-            return Poll::Pending;
-        }
-        let mut now = self.call.now();
-        if now < at {
-            ready!(timer.poll_until(at, cx));
-            now = self.call.read_clock();
-        }
-        Poll::Ready(if now >= deadline { Woken::Deadline } else { Woken::Due })
-    }
-
     /// Hands the pass of the only step to a guard, which gives it back instead.
     pub(crate) fn take_pass(&mut self) -> Pass {
         self.depth = 0;
         self.phase = Phase::Done;
-        let [a, b] = *self.frame(0);
-        Pass::new(a, b)
+        self.frames.read(0)
     }
 }

@@ -206,7 +206,7 @@ impl Layers {
         let _in_haste = call.in_haste();
         let mut entered = Entered { layers: &self.0.layers, count: 0, place, outcome: &Outcome::NotStarted };
         for layer in &self.0.layers {
-            match layer.step.enter(call) {
+            match layer.step.0.enter(call) {
                 Entry::Pass(pass) => entered.place.set(entered.count, &pass),
                 entry => {
                     let place = entered.count;
@@ -236,7 +236,7 @@ impl Entered<'_> {
     fn leave(&mut self) {
         while let Some(last) = self.count.checked_sub(1) {
             self.count = last;
-            self.layers[last].step.leave(self.place.get(last), self.outcome);
+            self.layers[last].step.0.leave(self.place.get(last), self.outcome);
         }
     }
 }

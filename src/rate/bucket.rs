@@ -9,7 +9,7 @@ use super::shell::{Meter as _, Shell, Waits, check_queue, limiter};
 use super::units::Rate;
 use super::word::{Book, Word};
 use crate::error::{ConfigError, Faults, Name};
-use crate::gate::{Outcome, Pass};
+use crate::gate::{FastGate, Outcome, Pass};
 use crate::internal::queue::DEFAULT_MAX_QUEUE;
 use crate::internal::stripe;
 use crate::internal::time::Moment;
@@ -249,15 +249,20 @@ impl TokenBucket {
         self.0.change(|word, book| word.set_pace(book, now, new.0.meter.pace()));
         Ok(())
     }
+}
+
+impl FastGate for TokenBucket {
+    /// A token that an operation has used stays spent.
+    const RECORDS_SUCCESS: bool = false;
 
     #[inline]
-    pub(crate) fn enter_at_once(&self, cost: u32, now: Moment) -> Option<Pass> {
+    fn enter_now(&self, cost: u32, now: Moment) -> Option<Pass> {
         self.0.take_at_once(now, cost)
     }
 
     #[inline]
-    pub(crate) fn hear(&self, pass: &Pass, outcome: &Outcome) {
-        self.0.leave(pass, outcome);
+    fn leave_as(&self, pass: Pass, outcome: &Outcome) {
+        self.0.leave(&pass, outcome);
     }
 }
 

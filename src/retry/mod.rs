@@ -83,10 +83,9 @@ use backoff::{Ask, Curve, Schedule, bits};
 
 use crate::call::Call;
 use crate::error::{ConfigError, Faults, Stop};
-use crate::gate::{Needs, Pass};
+use crate::gate::{Framed, Needs};
 use crate::internal::rng::entropy;
 use crate::internal::time::{Moment, nanos};
-use crate::lane::End;
 use crate::least_time::LeastTime;
 use crate::verdict::Verdict;
 
@@ -583,22 +582,10 @@ impl Frame {
     const FIRST: Self =
         Self { attempts: 1, refusals: 0, call: 0, previous: 0, charged: false, made: false, ran: false };
 
-    pub(crate) const fn to_words(self) -> [u64; 2] {
+    const fn words(self) -> [u64; 2] {
         let flags =
             if self.charged { CHARGED } else { 0 } | if self.made { MADE } else { 0 } | if self.ran { RAN } else { 0 };
         [(self.attempts as u64) << 48 | (self.refusals as u64) << 32 | self.call as u64, self.previous | flags]
-    }
-
-    pub(crate) fn from_words([a, b]: [u64; 2]) -> Self {
-        Self {
-            attempts: (a >> 48) as u16,
-            refusals: (a >> 32) as u16,
-            call: a as u32,
-            previous: b & (RAN - 1),
-            charged: b & CHARGED != 0,
-            made: b & MADE != 0,
-            ran: b & RAN != 0,
-        }
     }
 
     pub(crate) fn attempt_made(self) -> Self {
@@ -611,9 +598,40 @@ impl Frame {
     }
 }
 
+impl Framed for Frame {
+    #[inline]
+    fn to_words(self) -> [u64; 2] {
+        self.words()
+    }
+
+    #[inline]
+    fn from_words([a, b]: [u64; 2]) -> Self {
+        Self {
+            attempts: (a >> 48) as u16,
+            refusals: (a >> 32) as u16,
+            call: a as u32,
+            previous: b & (RAN - 1),
+            charged: b & CHARGED != 0,
+            made: b & MADE != 0,
+            ran: b & RAN != 0,
+        }
+    }
+}
+
+/// How an attempt ended, as the retry around it sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ended {
+    /// The operation ended with this verdict, or a limit inside of the step cut it.
+    Judged(Verdict),
+    /// A gate inside of the step refused, perhaps with a time to come back.
+    Refused(Option<Duration>),
+    /// Another attempt can change nothing.
+    Finally,
+}
+
 /// What a retry step is told when an attempt is over.
 pub(crate) struct Situation<'a> {
-    pub(crate) end: &'a End,
+    pub(crate) ended: Ended,
     /// The operation ran in this attempt.
     pub(crate) started: bool,
     /// The step's place in the policy.
@@ -630,30 +648,23 @@ pub(crate) struct Situation<'a> {
 impl Situation<'_> {
     /// What another attempt would wait for, or `None` if the end is final.
     fn verdict(&self, on_refusal: OnRefusal) -> Option<Verdict> {
-        match self.end {
-            End::Judged(verdict) => Some(*verdict),
-            // Only a limit inside of this step leaves time for another attempt; time out in a queue is final.
-            End::TimedOut(Some(place)) if *place > self.place && self.started => Some(Verdict::Transient(None)),
-            End::Refused(place, refusal) if *place > self.place && on_refusal == OnRefusal::Retry => {
-                (!refusal.reason().is_permanent()).then(|| Verdict::Overloaded(refusal.retry_after()))
-            }
-            _ => None,
+        match self.ended {
+            Ended::Judged(verdict) => Some(verdict),
+            Ended::Refused(after) => (on_refusal == OnRefusal::Retry).then_some(Verdict::Overloaded(after)),
+            Ended::Finally => None,
         }
         .filter(|verdict| verdict.is_retryable())
     }
 }
 
 impl Plan {
-    /// A call comes by: the words of its first frame.
+    /// A call comes by: its first frame.
     #[inline]
-    pub(crate) fn enter(&self) -> Pass {
+    pub(crate) fn enter(&self) -> Frame {
         if let Some(budget) = &self.retry.budget {
             budget.enter();
         }
-        const {
-            let [a, b] = Frame::FIRST.to_words();
-            Pass::new(a, b)
-        }
+        Frame::FIRST
     }
 
     #[inline]
@@ -677,9 +688,8 @@ impl Plan {
 
     /// The call is over and its last attempt went well.
     #[inline]
-    pub(crate) fn leave_well(&self, frame: [u64; 2], call: &Call) {
+    pub(crate) fn leave_well(&self, frame: Frame, call: &Call) {
         let Some(budget) = &self.retry.budget else { return };
-        let frame = Frame::from_words(frame);
         if frame.charged {
             budget.settle(frame.made);
         }
@@ -694,7 +704,7 @@ impl Plan {
         if frame.charged {
             budget.settle(frame.made);
         }
-        if matches!(situation.end, End::Judged(verdict) if verdict.is_healthy()) {
+        if matches!(situation.ended, Ended::Judged(verdict) if verdict.is_healthy()) {
             budget.deposit(|| situation.call.now());
         }
         Frame { charged: false, made: false, ..frame }

@@ -62,11 +62,12 @@ use std::time::Duration;
 
 use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
-use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, Ticket};
+use crate::gate::{Entry, FastGate, Gate, IntoGate, Needs, Outcome, Pass, Ticket, Times};
 use crate::guard::guarded;
 use crate::internal::queue::{DEFAULT_MAX_QUEUE, Key, LONGEST_QUEUE, Queue, Status, WakeList};
 use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Mutex, MutexGuard, Relaxed, Release};
 use crate::internal::time::{Moment, nanos};
+use crate::verdict::Verdict;
 use word::{CLOSED, MOST_PERMITS, WAITERS, Word, in_use};
 
 /// The number in the ticket of a call that has not taken its place yet; its other word says when it is to give up. In a
@@ -338,7 +339,7 @@ impl Semaphore {
     }
 
     #[inline]
-    pub(crate) fn enter_at_once(&self, cost: u32) -> Option<Pass> {
+    fn take_now(&self, cost: u32) -> Option<Pass> {
         // Closed or waited for, the word is above every reading without flags.
         let took = self.update(|word| if word.0 < WAITERS { word.take(cost) } else { None });
         took.ok().map(|_| Pass::new(in_use(cost), 0))
@@ -420,7 +421,7 @@ impl Semaphore {
 
     /// Takes back what was [added](in_use) to the word.
     #[inline]
-    pub(crate) fn give_back(&self, added: u64) {
+    fn give_back(&self, added: u64) {
         // Cannot underflow: each pass was added once and is taken back once.
         let before = Word(self.0.word.fetch_sub(added, AcqRel));
         if before.has_waiters() {
@@ -504,10 +505,22 @@ fn at(until: Moment) -> Option<Moment> {
     (until != Moment::NEVER).then_some(until)
 }
 
+impl FastGate for Semaphore {
+    #[inline]
+    fn enter_now(&self, cost: u32, _: Moment) -> Option<Pass> {
+        self.take_now(cost)
+    }
+
+    #[inline]
+    fn leave_well(&self, pass: Pass, _: Verdict, _: Times) {
+        self.give_back(pass.words()[0]);
+    }
+}
+
 impl Gate for Semaphore {
     #[inline]
     fn enter(&self, call: &Call) -> Entry {
-        match self.enter_at_once(call.cost()) {
+        match self.take_now(call.cost()) {
             Some(pass) => Entry::Pass(pass),
             None => self.enter_later(call),
         }
