@@ -84,13 +84,29 @@ impl Policy {
     pub fn named(name: impl Into<Cow<'static, str>>) -> PolicyBuilder {
         let name = Name::from(name.into());
         PolicyBuilder {
-            faults: Faults::of(format!("policy {}", name.as_str())),
+            faults: Faults::of(if name.as_str().is_empty() {
+                "policy".into()
+            } else {
+                format!("policy {}", name.as_str())
+            }),
             name,
             steps: Vec::new(),
             said: None,
             listeners: None,
             min_attempt: None,
         }
+    }
+
+    /// Begins a policy without a name. Its errors and drawings don't say which policy they are about, so a
+    /// [name](Policy::named) is better wherever there are several.
+    ///
+    /// ```
+    /// let policy = resile::Policy::builder().build()?;
+    /// assert_eq!(policy.name(), "");
+    /// # Ok::<(), resile::ConfigError>(())
+    /// ```
+    pub fn builder() -> PolicyBuilder {
+        Self::named("")
     }
 
     /// The cleanups and shielded operations of its calls that go on although their callers have left.
@@ -174,6 +190,24 @@ impl Policy {
         self.call().run_once(future)
     }
 
+    /// As [`run_with`](Policy::run_with), with a future that owns its policy.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = resile::Policy::named("users").build()?;
+    /// let call = policy.into_run_with(|call| async move { Ok::<_, std::io::Error>(call.attempt()) });
+    /// assert_eq!(tokio::spawn(call).await??, 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn into_run_with<O, F>(self, operation: O) -> Run<Self, WithCall<O>, F, ByResult>
+    where
+        O: FnMut(Attempt) -> F,
+        F: TryFuture,
+    {
+        CallBuilder::new(self, ByResult).run_with(operation)
+    }
+
     /// As [`run`](Policy::run), with a future that owns its policy: for `tokio::spawn` and for futures with a name.
     ///
     /// ```
@@ -247,12 +281,14 @@ impl Policy {
 /// Draws the pipeline on one line.
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.name())?;
+        if !self.name().is_empty() {
+            write!(f, "{}: ", self.name())?;
+        }
         for (place, step) in self.0.steps.iter().enumerate() {
-            f.write_str(if place == 0 { " " } else { " → " })?;
+            f.write_str(if place == 0 { "" } else { " → " })?;
             step.fmt(f)?;
         }
-        f.write_str(if self.0.steps.is_empty() { " no steps" } else { "" })?;
+        f.write_str(if self.0.steps.is_empty() { "no steps" } else { "" })?;
         f.write_str(if self.0.outline.said.is_some() { ", can be cancelled" } else { "" })
     }
 }
@@ -264,7 +300,7 @@ impl fmt::Debug for Policy {
 }
 
 /// Collects steps, outermost first; see [`Policy`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct PolicyBuilder {
     name: Name,
@@ -486,6 +522,15 @@ impl<'a, C> Judged<'a, C> {
         F: TryFuture,
     {
         self.call().owned().run(operation)
+    }
+
+    /// Runs an operation that sees its call, with a future that owns its policy; see [`Policy::into_run_with`].
+    pub fn into_run_with<O, F>(self, operation: O) -> Run<Policy, WithCall<O>, F, C>
+    where
+        O: FnMut(Attempt) -> F,
+        F: TryFuture,
+    {
+        self.call().owned().run_with(operation)
     }
 
     /// Begins a call about which more is to be said; see [`CallBuilder`].

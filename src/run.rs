@@ -17,7 +17,7 @@ use crate::internal::seldom::Seldom;
 use crate::internal::time::{Moment, Timer};
 use crate::lane::{End, Lane, Out};
 use crate::step::{Outline, Pipeline, Step, Steps};
-use crate::verdict::{Classify, Verdict};
+use crate::verdict::{ByResult, Classify, Verdict};
 
 /// A call under a policy: a future, made by [`Policy::run`](crate::Policy::run) and its like.
 ///
@@ -39,9 +39,20 @@ use crate::verdict::{Classify, Verdict};
 /// A panic in the operation, its closure or the judge goes on unwinding; the passes come back when the future is
 /// dropped, as after a transient failure. Polling again after it was ready or panicked panics, and so does waiting
 /// outside of a tokio runtime with its time driver on.
-#[pin_project(PinnedDrop)]
+#[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct Run<P, O, F, C, E = <F as TryFuture>::Error>
+where
+    P: Steps,
+{
+    #[pin]
+    core: Core<P, O, F, E>,
+    judge: C,
+}
+
+/// Everything but the judge, which may still be exchanged for another.
+#[pin_project(PinnedDrop)]
+struct Core<P, O, F, E>
 where
     P: Steps,
 {
@@ -55,7 +66,6 @@ where
     /// the compiler can't do for borrowed types in a task.
     last: Seldom<E>,
     make: O,
-    judge: C,
     policy: P,
 }
 
@@ -67,30 +77,73 @@ where
     #[inline]
     pub(crate) fn new(policy: P, judge: C, call: Call, make: O, operation: Option<F>) -> Self {
         let lane = Lane::new(call, operation.is_some());
-        Self { operation, timer: Timer::idle(), lane, last: Seldom::NONE, make, judge, policy }
+        Self { core: Core { operation, timer: Timer::idle(), lane, last: Seldom::NONE, make, policy }, judge }
     }
 
     /// With an operation that is still to be made, perhaps once only.
     pub(crate) fn to_make(policy: P, judge: C, call: Call, make: O, once: bool) -> Self {
         let lane = Lane::new(call, once);
-        Self { operation: None, timer: Timer::idle(), lane, last: Seldom::NONE, make, judge, policy }
+        Self { core: Core { operation: None, timer: Timer::idle(), lane, last: Seldom::NONE, make, policy }, judge }
     }
 
     /// Before the first poll only: until when a caller waits that does not end this call.
     pub(crate) fn told_caller(&mut self, ends: Moment) {
         if ends != Moment::NEVER {
-            self.lane.call_mut().set_caller_end(ends);
+            self.call_mut().set_caller_end(ends);
         }
     }
 
     /// Before the first poll only.
     pub(crate) fn call_mut(&mut self) -> &mut Call {
-        self.lane.call_mut()
+        self.core.lane.call_mut()
     }
 
     /// Before the first poll only.
     pub(crate) fn policy_mut(&mut self) -> &mut P {
-        &mut self.policy
+        &mut self.core.policy
+    }
+}
+
+impl<P, O, F, E> Run<P, O, F, ByResult, E>
+where
+    P: Steps,
+{
+    /// Judges the results with a closure whose argument needs no type: the operation has already named it.
+    ///
+    /// The same judge as with [`Policy::classify`](crate::Policy::classify), said after the operation. A judge that is
+    /// shared, or behind an `Arc`, is borrowed by the closure.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use resile::{ByResult, Classify, Policy, Retry, Verdict};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = Policy::named("pages").retry(Retry::immediate().max_attempts(3)).build()?;
+    /// let tried = std::cell::Cell::new(0);
+    /// let get = || async {
+    ///     tried.set(tried.get() + 1);
+    ///     Ok::<u16, std::io::Error>(if tried.get() < 3 { 503 } else { 200 })
+    /// };
+    ///
+    /// let status = policy
+    ///     .run(get)
+    ///     .judged(|result| match result {
+    ///         Ok(500..) | Err(_) => Verdict::Transient(None),
+    ///         Ok(_) => Verdict::Success,
+    ///     })
+    ///     .await?;
+    /// assert_eq!((status, tried.get()), (200, 3));
+    ///
+    /// let shared = Arc::new(ByResult);
+    /// assert_eq!(policy.run(get).judged(|result| shared.classify(result)).await?, 200);
+    /// # Ok(()) }
+    /// ```
+    pub fn judged<T, J>(self, judge: J) -> Run<P, O, F, J, E>
+    where
+        F: Future<Output = Result<T, E>>,
+        J: Fn(&Result<T, E>) -> Verdict,
+    {
+        Run { core: self.core, judge }
     }
 }
 
@@ -105,21 +158,34 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let bare = self.policy.pipeline().outline.bare && self.lane.is_bare();
-        if bare { self.poll_bare(cx) } else { self.poll_lane(cx) }
+        let this = self.project();
+        this.core.poll(this.judge, cx)
     }
 }
 
-impl<P, O, F, C, T, E> Run<P, O, F, C, E>
+impl<P, O, F, E> Core<P, O, F, E>
 where
     P: Steps,
-    O: Make<F>,
-    F: Future<Output = Result<T, E>>,
-    C: Classify<T, E>,
 {
+    #[inline]
+    fn poll<C, T>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
+    where
+        O: Make<F>,
+        F: Future<Output = Result<T, E>>,
+        C: Classify<T, E>,
+    {
+        let bare = self.policy.pipeline().outline.bare && self.lane.is_bare();
+        if bare { self.poll_bare(judge, cx) } else { self.poll_lane(judge, cx) }
+    }
+
     /// No steps, no deadline, no token: there is only the operation.
     #[inline]
-    fn poll_bare(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
+    fn poll_bare<C, T>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
+    where
+        O: Make<F>,
+        F: Future<Output = Result<T, E>>,
+        C: Classify<T, E>,
+    {
         let mut this = self.project();
         // Over unless it turns out to be pending: so it is after a panic, too.
         this.lane.end_bare();
@@ -132,7 +198,7 @@ where
             return Poll::Pending;
         };
         this.operation.set(None);
-        let verdict = this.judge.classify(&result);
+        let verdict = judge.classify(&result);
         Poll::Ready(result.map_err(|last| {
             this.lane.count();
             failed(this.lane, this.policy.pipeline().outline, verdict, last, Stop::NoRetry)
@@ -141,7 +207,12 @@ where
 
     /// In through the steps, the operation, and out again, as often as a retry asks.
     #[inline(never)]
-    fn poll_lane(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>> {
+    fn poll_lane<C, T>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
+    where
+        O: Make<F>,
+        F: Future<Output = Result<T, E>>,
+        C: Classify<T, E>,
+    {
         let mut this = self.project();
         let pipeline = this.policy.pipeline();
         let Pipeline { steps, outline } = pipeline;
@@ -159,7 +230,7 @@ where
                     let polled = this.operation.as_mut().as_pin_mut().map(|operation| operation.poll(cx));
                     let Some(Poll::Ready(result)) = polled else { return None };
                     this.operation.set(None);
-                    Some((this.judge.classify(&result), this.judge.cost(&result), result))
+                    Some((judge.classify(&result), judge.cost(&result), result))
                 });
                 if let Some((verdict, cost, result)) = judged {
                     if let Some(cost) = cost {
@@ -212,7 +283,7 @@ fn ended<E>(lane: &Lane, pipeline: Pipeline<'_>, end: End, last: Option<E>, stop
 }
 
 #[pinned_drop]
-impl<P, O, F, C, E> PinnedDrop for Run<P, O, F, C, E>
+impl<P, O, F, E> PinnedDrop for Core<P, O, F, E>
 where
     P: Steps,
 {
@@ -241,7 +312,7 @@ where
     P: Steps,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Run").field("lane", &self.lane).finish_non_exhaustive()
+        f.debug_struct("Run").field("lane", &self.core.lane).finish_non_exhaustive()
     }
 }
 

@@ -7,6 +7,8 @@
 //! | [`Overloaded`](Verdict::Overloaded) | the peer says it is full | yes, not before its hint | failure | drop | – |
 //! | [`Permanent`](Verdict::Permanent) | the peer answered; trying again won't help | no | success | sample | deposit |
 //! | [`Ignored`](Verdict::Ignored) | says nothing about the peer | no | nothing | none | – |
+//! | [`NotSent`](Verdict::NotSent) | the request never left the client | yes, the first three times at no charge | failure | drop | – |
+//! | [`Committed`](Verdict::Committed) | it failed after the peer had done the work | no | failure | drop | – |
 
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use crate::error::{Error, ErrorKind};
 /// assert!(Verdict::Permanent.is_healthy());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// The operation did what it was asked.
     Success,
@@ -34,19 +37,38 @@ pub enum Verdict {
     Permanent,
     /// Says nothing about the peer: a local mistake, a call that somebody cancelled.
     Ignored,
+    /// The request never left the client: no connection, no stream. Trying again repeats nothing, so up to three such
+    /// attempts of a call use up neither its `max_attempts` nor the retry budget. From the fourth on it is like
+    /// `Transient(None)`.
+    NotSent,
+    /// The operation failed, but the peer may have done what it was asked: the answer was lost or broken. Trying again
+    /// would do it twice, so no retry does.
+    Committed,
 }
 
 impl Verdict {
     /// Whether another attempt may help.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
-        matches!(self, Self::Transient(_) | Self::Overloaded(_))
+        matches!(self, Self::Transient(_) | Self::Overloaded(_) | Self::NotSent)
     }
 
     /// Whether the peer is well: it succeeded, or it answered no for a good reason.
     #[must_use]
     pub const fn is_healthy(self) -> bool {
         matches!(self, Self::Success | Self::Permanent)
+    }
+
+    /// Whether the peer, or the way to it, failed.
+    ///
+    /// ```
+    /// # use resile::Verdict;
+    /// assert!(Verdict::NotSent.is_failure() && Verdict::Committed.is_failure());
+    /// assert!(!Verdict::Permanent.is_failure() && !Verdict::Ignored.is_failure());
+    /// ```
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Transient(_) | Self::Overloaded(_) | Self::NotSent | Self::Committed)
     }
 
     /// How long the peer asked to be left alone.

@@ -254,7 +254,7 @@ async fn the_time_of_an_operation_leaves_out_queues_and_backoff() {
     let times = |gate| {
         let elapsed = bench.journal.passages(gate).into_iter().map(|passage| match passage.outcome {
             Outcome::Judged(_, times) | Outcome::Abandoned(times) => times.elapsed(),
-            Outcome::NotStarted => panic!("all were started"),
+            _ => panic!("all were started"),
         });
         elapsed.collect::<Vec<_>>()
     };

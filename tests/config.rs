@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use resile::{
-    BreakerBuilder, CircuitBreaker, ConfigError, Fault, Jitter, LeakyBucket, OnRefusal, Policy, Quota, Rate, Retry,
-    RetryBudget, Semaphore, SlidingWindow, TokenBucket, Verdict,
+    BreakerBuilder, CircuitBreaker, ConfigError, Fault, Gate, Jitter, LeakyBucket, OnRefusal, Policy, Quota, Rate,
+    Retry, RetryBudget, Semaphore, SlidingWindow, TokenBucket, Verdict,
 };
 use tokio::time::advance;
 
@@ -655,4 +655,32 @@ fn a_constant_delay_of_a_day_needs_a_cap_of_a_day() {
     assert!(policy(Retry::constant(DAY)).is_ok());
     assert!(policy(Retry::constant(DAY).max_delay(DAY)).is_ok());
     assert!(policy(Retry::constant(DAY).max_delay(Duration::from_secs(3600))).is_err());
+}
+
+/// A gate goes into a policy as it is: by value, by reference, behind a pointer, or as the builder of one.
+#[tokio::test(start_paused = true)]
+async fn a_gate_may_be_given_by_reference_or_behind_a_pointer() {
+    let semaphore = Semaphore::permits(1).build().unwrap();
+    let boxed: Box<dyn Gate> = Box::new(semaphore.clone());
+    let policy = Policy::builder().gate(&semaphore).gate(boxed).build().unwrap();
+    assert_eq!(policy.to_string(), "semaphore 1 → semaphore 1");
+    let error = policy.call().no_wait().run(|| async { Ok::<_, ()>(()) }).await.unwrap_err();
+    assert!(error.is_refused(), "both are the one semaphore");
+    assert_eq!(semaphore.in_use(), 0);
+}
+
+/// A clone of a builder is a base for another policy: what is added to one is not in the other.
+#[tokio::test(start_paused = true)]
+async fn a_cloned_builder_is_a_base_for_several_policies() {
+    let base = Policy::named("base").timeout(Duration::from_secs(1)).gate(Semaphore::permits(0));
+    let error = base.clone().timeout(Duration::ZERO).build().unwrap_err();
+    assert_eq!(error.faults().len(), 2);
+    assert_eq!(base.build().unwrap_err().faults().len(), 1);
+
+    let shared = Semaphore::permits(1).build().unwrap();
+    let base = Policy::named("base").gate(shared.clone());
+    let (one, other) = (base.clone().build().unwrap(), base.retry(Retry::immediate()).build().unwrap());
+    assert_eq!((one.to_string(), other.lint().len() > one.lint().len()), ("base: semaphore 1".into(), true));
+    let held = one.run(|| async { Ok::<_, ()>(shared.in_use()) }).await.unwrap();
+    assert_eq!(held, 1);
 }

@@ -42,6 +42,7 @@ impl Gate for Notes {
             Outcome::Judged(verdict, _) => format!("{} {verdict:?}", self.0),
             Outcome::NotStarted => format!("{} not started", self.0),
             Outcome::Abandoned(_) => format!("{} abandoned", self.0),
+            outcome => unreachable!("no test here leads to {outcome:?}"),
         });
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures::future::poll_immediate;
 use proptest::prelude::*;
 use resile::{
-    ByPolicy, Call, Entry, Error, ErrorKind, Gate, Jitter, Keyed, Limit, OnRefusal, Outcome, Pass, Policy, Reason,
-    Refusal, Retry, RetryBudget, Semaphore, Stop, TokenBucket, Verdict,
+    ByPolicy, Call, CircuitBreaker, Entry, Error, ErrorKind, Gate, Jitter, Keyed, Limit, OnRefusal, Outcome, Pass,
+    Policy, Reason, Refusal, Retry, RetryBudget, Semaphore, State, Stop, TokenBucket, Verdict,
 };
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
@@ -581,6 +581,7 @@ impl Gate for Notes {
             Outcome::Judged(verdict, _) => format!("{verdict:?}"),
             Outcome::NotStarted => "not started".into(),
             Outcome::Abandoned(_) => "abandoned".into(),
+            outcome => unreachable!("no test here leads to {outcome:?}"),
         });
     }
 }
@@ -1171,5 +1172,85 @@ async fn an_attempt_that_would_have_too_little_time_is_not_waited_for() {
         let error = policy.run(|| ready(Err::<(), _>("no"))).await.unwrap_err();
         assert_eq!((error.attempts(), start.elapsed()), (attempts, ms(took)));
         assert_eq!(error.stop(), if attempts == 1 { Stop::Deadline } else { Stop::Attempts });
+    }
+}
+
+/// Runs an operation whose attempts get these verdicts, the last one again and again; returns how many were made.
+async fn made_of(policy: &Policy, verdicts: &[Verdict]) -> (u32, Stop) {
+    let made = Cell::new(0);
+    let error = policy
+        .run(|| {
+            made.set(made.get() + 1);
+            ready(Err::<(), _>(verdicts[(made.get() as usize - 1).min(verdicts.len() - 1)]))
+        })
+        .judged(|result| *result.as_ref().unwrap_err())
+        .await
+        .unwrap_err();
+    (made.get(), error.stop())
+}
+
+/// R12: what never left the client can be sent again without harm, but not for ever.
+#[tokio::test(start_paused = true)]
+async fn three_attempts_that_were_not_sent_are_neither_counted_nor_charged() {
+    for max_attempts in [1, 2, 5] {
+        let budget = RetryBudget::ratio(0.0).reserve_per_second(1).build().unwrap();
+        let full = budget.available();
+        let retry = Retry::immediate().max_attempts(max_attempts).budget(budget.clone());
+        let policy = retrying(retry);
+        assert_eq!(made_of(&policy, &[Verdict::NotSent]).await, (max_attempts + 3, Stop::Attempts));
+        assert_eq!(full - budget.available(), u64::from(max_attempts) - 1, "charged for those that count");
+    }
+}
+
+/// R12: an empty budget does not hold up what costs the peer nothing.
+#[tokio::test(start_paused = true)]
+async fn an_empty_budget_still_allows_attempts_that_were_not_sent() {
+    let budget = RetryBudget::ratio(0.0).reserve_per_second(0).build().unwrap();
+    let policy = retrying(Retry::immediate().max_attempts(10).budget(budget));
+    assert_eq!(made_of(&policy, &[Verdict::NotSent]).await, (4, Stop::Budget));
+    let sent_at_last = [Verdict::NotSent, Verdict::NotSent, Verdict::Transient(None)];
+    assert_eq!(made_of(&policy, &sent_at_last).await, (3, Stop::Budget));
+}
+
+/// R12: the three are for the whole call, wherever they come.
+#[tokio::test(start_paused = true)]
+async fn attempts_that_were_not_sent_may_lie_between_others() {
+    let policy = retrying(Retry::immediate().max_attempts(3));
+    let (sent, not) = (Verdict::Transient(None), Verdict::NotSent);
+    assert_eq!(made_of(&policy, &[not, sent, not, sent, not, sent]).await, (6, Stop::Attempts));
+    assert_eq!(made_of(&policy, &[not, not, not, not, sent]).await, (6, Stop::Attempts), "the fourth counts");
+}
+
+/// R12: a delay is waited all the same, the one before the attempt that was not sent.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_was_not_sent_does_not_make_the_delays_grow() {
+    let retry = Retry::exponential(ms(100)).jitter(Jitter::None).max_attempts(2);
+    let start = Instant::now();
+    let verdicts = [Verdict::NotSent, Verdict::NotSent, Verdict::NotSent, Verdict::Transient(None)];
+    assert_eq!(made_of(&retrying(retry), &verdicts).await.0, 5);
+    assert_eq!(start.elapsed(), ms(4 * 100));
+}
+
+/// R11: what the peer may have done is not done twice.
+#[tokio::test(start_paused = true)]
+async fn what_may_have_been_committed_is_not_tried_again() {
+    let policy = retrying(Retry::immediate().max_attempts(5));
+    assert_eq!(made_of(&policy, &[Verdict::Committed]).await, (1, Stop::Final));
+    let once_not_sent = [Verdict::NotSent, Verdict::Committed];
+    assert_eq!(made_of(&policy, &once_not_sent).await, (2, Stop::Final));
+    let error = policy.run(|| ready(Err::<(), _>("reset"))).judged(|_| Verdict::Committed).await.unwrap_err();
+    assert_eq!(error.to_string(), "retrying: failed in attempt 1, not retried: it may have been done");
+}
+
+/// R11, R12: both are failures of the peer, or of the way to it.
+#[tokio::test(start_paused = true)]
+async fn a_breaker_counts_what_was_not_sent_and_what_was_lost_after_it_was_done() {
+    for verdict in [Verdict::NotSent, Verdict::Committed] {
+        let breaker = CircuitBreaker::builder().consecutive_failures(2).build().unwrap();
+        let policy = Policy::named("counted").gate(breaker.clone()).build().unwrap();
+        for state in [State::Closed, State::Open] {
+            assert_eq!(made_of(&policy, &[verdict]).await.0, 1);
+            assert_eq!(breaker.state(), state);
+        }
     }
 }

@@ -49,8 +49,8 @@ impl Limits {
         match row {
             "ready/bare" | "pending/bare" | "ready/tokio timeout" | "pending/tokio timeout" => Self::NONE,
             "ready/no steps" => Self::OURS.instructions(85.0, 40.0).over_bare().clocks(0.0, 0.0),
-            "ready/stack" => Self::OURS.instructions(700.0, 400.0).clocks(2.0, 1.0),
-            "pending/stack" => Self::OURS.instructions(1560.0, 1000.0),
+            "ready/stack" => Self::OURS.instructions(690.0, 560.0).clocks(2.0, 1.0),
+            "pending/stack" => Self::OURS.instructions(1540.0, 1300.0),
             "pending/no steps" => Self::OURS.clocks(0.0, 0.0),
             "gates/bucket" => Self::OURS.instructions(60.0, 30.0).clocks(0.0, 0.0),
             "gates/semaphore" => Self::OURS.instructions(70.0, 40.0).clocks(0.0, 0.0),

@@ -113,7 +113,7 @@ use tokio::sync::Notify;
 
 use crate::call::Call;
 use crate::error::{Name, Reason, Refusal, Time};
-use crate::gate::{Entry, FastGate, Gate, Needs, Outcome, Pass, Times};
+use crate::gate::{Entry, FastGate, Gate, Needs, Outcome, Pass, Times, by_reference};
 use crate::guard::guarded;
 use crate::internal::sync::{Acquire, AtomicU64, Mutex, Relaxed, Release};
 use crate::internal::time::Moment;
@@ -231,6 +231,7 @@ fn word(state: State, generation: u64) -> u64 {
     generation << CODE_BITS | code
 }
 
+by_reference!(CircuitBreaker);
 guarded!(CircuitBreaker, "passage");
 
 impl CircuitBreaker {
@@ -474,7 +475,7 @@ impl CircuitBreaker {
             Outcome::NotStarted => None,
             Outcome::Judged(verdict, times) => {
                 let good = verdict.is_healthy();
-                if !good && !verdict.is_retryable() {
+                if !good && !verdict.is_failure() {
                     return None;
                 }
                 Some((Sample { good, slow: times.ended.nanos_since(times.started) >= rules.slow_after }, times.ended))

@@ -45,6 +45,26 @@ pub struct CallBuilder<P, C> {
     call: Call,
 }
 
+/// For calls that are alike: say everything once, and clone it for each.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use resile::Policy;
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::named("users").build()?;
+/// let call = policy.call().key("tenant", "acme").deadline(Duration::from_secs(1));
+/// for id in 0..3 {
+///     assert_eq!(call.clone().run(|| async { Ok::<_, std::io::Error>(id) }).await?, id);
+/// }
+/// # Ok(()) }
+/// ```
+impl<P: Clone, C: Clone> Clone for CallBuilder<P, C> {
+    fn clone(&self) -> Self {
+        Self { policy: self.policy.clone(), judge: self.judge.clone(), call: self.call.duplicate() }
+    }
+}
+
 impl<P: Steps, C> CallBuilder<P, C> {
     #[inline]
     pub(crate) const fn new(policy: P, judge: C) -> Self {

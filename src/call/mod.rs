@@ -334,6 +334,11 @@ impl Call {
         self.detached
     }
 
+    /// The same call, to be made once more. Not `Clone`: a gate sees one call and must not keep it.
+    pub(crate) fn duplicate(&self) -> Self {
+        Self { now: self.now.clone(), said: self.said.clone(), patient: self.patient.clone(), ..*self }
+    }
+
     /// The same call before its first poll, but for what could end it.
     pub(crate) fn without_ends(&self) -> Self {
         let mut call = Self::new();

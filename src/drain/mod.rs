@@ -130,7 +130,7 @@ use tokio::task::JoinHandle;
 use crate::call::Call;
 use crate::cancel::{Cancel, CancelReason};
 use crate::error::{Name, Reason, Refusal};
-use crate::gate::{Entry, FastGate, Gate, Guard, Needs, Outcome, Pass, Times};
+use crate::gate::{Entry, FastGate, Gate, Guard, Needs, Outcome, Pass, Times, by_reference};
 use crate::guard::guarded;
 use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Release};
 use crate::internal::time::Moment;
@@ -179,6 +179,7 @@ struct Shared {
     name: Name,
 }
 
+by_reference!(Drain);
 guarded!(Drain, "place");
 
 impl Default for Drain {

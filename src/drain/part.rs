@@ -7,7 +7,7 @@ use super::Drain;
 use super::names::UNNAMED;
 use crate::call::Call;
 use crate::error::{Name, Refusal};
-use crate::gate::{Entry, FastGate, Gate, Needs, Outcome, Pass};
+use crate::gate::{Entry, FastGate, Gate, Needs, Outcome, Pass, by_reference};
 use crate::guard::guarded;
 use crate::internal::time::Moment;
 
@@ -23,6 +23,7 @@ struct Part {
     name: Name,
 }
 
+by_reference!(DrainPart);
 guarded!(DrainPart, "place");
 
 impl DrainPart {

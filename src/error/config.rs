@@ -88,7 +88,7 @@ impl fmt::Display for Fault {
 }
 
 /// Collects faults while something is checked, so that all are told at once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Faults {
     place: Cow<'static, str>,
     faults: Vec<Fault>,

@@ -48,7 +48,11 @@ impl<E> Error<E> {
         match self.stop {
             Stop::NoRetry => return write!(f, "failed in attempt {attempts}"),
             Stop::Final => {
-                let verdict = if verdict == Verdict::Permanent { "permanent" } else { "ignored" };
+                let verdict = match verdict {
+                    Verdict::Permanent => "permanent",
+                    Verdict::Committed => "it may have been done",
+                    _ => "ignored",
+                };
                 return write!(f, "failed in attempt {attempts}, not retried: {verdict}");
             }
             Stop::Attempts => write!(f, "failed after {attempts} of {attempts} attempts")?,

@@ -270,6 +270,7 @@ pub trait Gate: Send + Sync + 'static {
 /// The answer of [`Gate::enter`].
 #[derive(Debug)]
 #[must_use]
+#[non_exhaustive]
 pub enum Entry {
     /// Come in.
     Pass(Pass),
@@ -304,6 +305,7 @@ pub enum Entry {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Needs {
     /// None: it may be given any times.
     Nothing,
@@ -314,55 +316,63 @@ pub enum Needs {
 }
 
 /// Shared gates are gates.
-impl<G: Gate + ?Sized> Gate for Arc<G> {
-    fn enter(&self, call: &Call) -> Entry {
-        (**self).enter(call)
-    }
+/// A pointer to a gate is that gate.
+macro_rules! pointer {
+    ($pointer:ident) => {
+        impl<G: Gate + ?Sized> Gate for $pointer<G> {
+            fn enter(&self, call: &Call) -> Entry {
+                (**self).enter(call)
+            }
 
-    fn leave(&self, pass: Pass, outcome: Outcome) {
-        (**self).leave(pass, outcome);
-    }
+            fn leave(&self, pass: Pass, outcome: Outcome) {
+                (**self).leave(pass, outcome);
+            }
 
-    fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
-        (**self).poll_wait(ticket, call, cx)
-    }
+            fn poll_wait(&self, ticket: Ticket, call: &Call, cx: &mut Context<'_>) -> Entry {
+                (**self).poll_wait(ticket, call, cx)
+            }
 
-    fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
-        (**self).settle(pass, call, actual);
-    }
+            fn settle(&self, pass: &mut Pass, call: &Call, actual: u32) {
+                (**self).settle(pass, call, actual);
+            }
 
-    fn abandon(&self, ticket: Ticket) {
-        (**self).abandon(ticket);
-    }
+            fn abandon(&self, ticket: Ticket) {
+                (**self).abandon(ticket);
+            }
 
-    fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
-        (**self).still(pass, call)
-    }
+            fn still(&self, pass: &Pass, call: &Call) -> Result<(), Refusal> {
+                (**self).still(pass, call)
+            }
 
-    fn look(&self, call: &Call) -> Result<(), Refusal> {
-        (**self).look(call)
-    }
+            fn look(&self, call: &Call) -> Result<(), Refusal> {
+                (**self).look(call)
+            }
 
-    fn places(&self) -> Option<u32> {
-        (**self).places()
-    }
+            fn places(&self) -> Option<u32> {
+                (**self).places()
+            }
 
-    fn due(&self, before: u64, call: &Call) -> Option<Moment> {
-        (**self).due(before, call)
-    }
+            fn due(&self, before: u64, call: &Call) -> Option<Moment> {
+                (**self).due(before, call)
+            }
 
-    fn needs(&self) -> Needs {
-        (**self).needs()
-    }
+            fn needs(&self) -> Needs {
+                (**self).needs()
+            }
 
-    fn name(&self) -> &str {
-        (**self).name()
-    }
+            fn name(&self) -> &str {
+                (**self).name()
+            }
 
-    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).draw(f)
-    }
+            fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                (**self).draw(f)
+            }
+        }
+    };
 }
+
+pointer!(Arc);
+pointer!(Box);
 
 /// What [`gate`](crate::PolicyBuilder::gate) takes: a gate, or the builder of one.
 ///
@@ -404,3 +414,17 @@ impl<G: Gate> IntoGate for G {
         Ok(self)
     }
 }
+
+/// The gate is shared, as by a clone of its handle.
+macro_rules! by_reference {
+    ($($gate:ty),+ $(,)?) => {$(
+        impl crate::gate::IntoGate for &$gate {
+            type Gate = $gate;
+
+            fn into_gate(self) -> Result<$gate, crate::error::ConfigError> {
+                Ok(self.clone())
+            }
+        }
+    )+};
+}
+pub(crate) use by_reference;

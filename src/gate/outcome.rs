@@ -40,6 +40,7 @@ use crate::verdict::Verdict;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// The operation ran to its end, or a timeout step cut it, or it panicked (both are `Transient`).
     Judged(Verdict, Times),
@@ -52,6 +53,7 @@ pub enum Outcome {
 
 /// When the operation was started and when it ended; queues and backoff are not in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Times {
     /// When the operation's future was made.
     pub started: Moment,
@@ -61,6 +63,23 @@ pub struct Times {
 }
 
 impl Times {
+    /// An operation that was started and ended at these moments: for tests of gates.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use resile::{CircuitBreaker, Gate, Moment, Outcome, Pass, Times, Verdict};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let started = Moment::now();
+    /// tokio::time::advance(Duration::from_secs(1)).await;
+    /// assert_eq!(Times::new(started, Moment::now()).elapsed(), Duration::from_secs(1));
+    /// # }
+    /// ```
+    #[must_use]
+    pub const fn new(started: Moment, ended: Moment) -> Self {
+        Self { started, ended }
+    }
+
     /// How long the operation took.
     #[must_use]
     pub const fn elapsed(&self) -> Duration {

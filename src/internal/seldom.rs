@@ -14,6 +14,12 @@ impl<T> Seldom<T> {
     pub(crate) const NONE: Self = Self(ManuallyDrop::new(None));
 }
 
+impl<T: Clone> Clone for Seldom<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 impl<T> Deref for Seldom<T> {
     type Target = Option<T>;
 

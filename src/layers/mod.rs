@@ -65,7 +65,7 @@ use std::sync::Arc;
 use self::stays::{Place, Stays};
 use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
-use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass};
+use crate::gate::{Entry, Gate, IntoGate, Needs, Outcome, Pass, by_reference};
 use crate::guard::guarded;
 use crate::internal::stripe;
 use crate::internal::sync::{AtomicU64, Relaxed};
@@ -158,6 +158,7 @@ impl IntoGate for LayersBuilder {
     }
 }
 
+by_reference!(Layers);
 guarded!(Layers, "pass", "passes");
 
 impl Layers {

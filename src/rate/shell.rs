@@ -720,6 +720,7 @@ impl<M: Meter> Shell<M> {
 /// What every limiter offers, written once for all of them: the handle, the way in, and the way to look.
 macro_rules! limiter {
     ($gate:ident, $builder:ident, $count:ty) => {
+        crate::gate::by_reference!($gate);
         crate::guard::guarded!($gate, "token", "tokens");
 
         impl crate::gate::IntoGate for $builder {

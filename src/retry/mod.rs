@@ -93,6 +93,8 @@ const DEFAULT_ATTEMPTS: u32 = 3;
 const MOST_ATTEMPTS: u32 = 1000;
 /// Refusals that one call comes back after: only a call without a deadline gets there.
 const MOST_REFUSALS: u16 = 1000;
+/// Attempts that one call gets for nothing because they never left the client.
+const MOST_UNSENT: u8 = 3;
 /// Who is refused comes back after the timer's grain at the earliest: sooner would be a spin.
 const LEAST_AFTER_REFUSAL: u64 = 1_000_000;
 const DEFAULT_MAX_DELAY: Duration = Duration::from_secs(30);
@@ -562,6 +564,8 @@ pub(crate) struct Frame {
     attempts: u16,
     /// How often a gate has refused the call; at most [`MOST_REFUSALS`].
     refusals: u16,
+    /// Attempts that never left the client and were not counted; at most [`MOST_UNSENT`].
+    unsent: u8,
     /// The call's number among those that retry.
     call: u32,
     /// The delay before this attempt, in nanoseconds; below 2^61, so that three flags fit above it.
@@ -580,12 +584,13 @@ const RAN: u64 = 1 << 61;
 
 impl Frame {
     const FIRST: Self =
-        Self { attempts: 1, refusals: 0, call: 0, previous: 0, charged: false, made: false, ran: false };
+        Self { attempts: 1, refusals: 0, unsent: 0, call: 0, previous: 0, charged: false, made: false, ran: false };
 
     const fn words(self) -> [u64; 2] {
         let flags =
             if self.charged { CHARGED } else { 0 } | if self.made { MADE } else { 0 } | if self.ran { RAN } else { 0 };
-        [(self.attempts as u64) << 48 | (self.refusals as u64) << 32 | self.call as u64, self.previous | flags]
+        let counts = (self.attempts as u64) << 16 | (self.unsent as u64) << 12 | self.refusals as u64;
+        [counts << 32 | self.call as u64, self.previous | flags]
     }
 
     pub(crate) fn attempt_made(self) -> Self {
@@ -608,7 +613,8 @@ impl Framed for Frame {
     fn from_words([a, b]: [u64; 2]) -> Self {
         Self {
             attempts: (a >> 48) as u16,
-            refusals: (a >> 32) as u16,
+            refusals: (a >> 32) as u16 & 0xfff,
+            unsent: (a >> 44) as u8 & 0xf,
             call: a as u32,
             previous: b & (RAN - 1),
             charged: b & CHARGED != 0,
@@ -721,8 +727,12 @@ impl Plan {
         match situation.verdict(self.retry.on_refusal) {
             None => Err(Stop::Final),
             Some(_) if situation.once => Err(Stop::NoRetry),
+            Some(Verdict::NotSent) if frame.unsent < MOST_UNSENT => {
+                let frame = Frame { unsent: frame.unsent + 1, ..frame };
+                self.schedule(frame, (Verdict::NotSent, true), situation, delays)
+            }
             Some(_) if self.is_used_up(frame, situation.started) => Err(Stop::Attempts),
-            Some(verdict) => self.schedule(frame, verdict, situation, delays),
+            Some(verdict) => self.schedule(frame, (verdict, false), situation, delays),
         }
     }
 
@@ -734,17 +744,19 @@ impl Plan {
     fn schedule(
         &self,
         mut frame: Frame,
-        verdict: Verdict,
+        (verdict, is_free): (Verdict, bool),
         situation: &Situation<'_>,
         delays: &mut Delays,
     ) -> Result<(Frame, Option<Moment>), Stop> {
         let started = situation.started;
-        if frame.attempts == 1 && frame.refusals == 0 {
+        // An attempt that is not counted is not charged either.
+        let counts = started && !is_free;
+        if frame.attempts == 1 && frame.refusals == 0 && frame.unsent <= u8::from(is_free) {
             frame.call = self.calls.fetch_add(1, Ordering::Relaxed);
         }
         // A refused attempt was none: the delay before it comes again, with other dice.
-        let n = u32::from(if started { frame.attempts } else { (frame.attempts - 1).max(1) });
-        let throw = u32::from(frame.refusals) << 16 | n;
+        let n = u32::from(if counts { frame.attempts } else { (frame.attempts - 1).max(1) });
+        let throw = u32::from(frame.refusals) << 16 | u32::from(frame.unsent) << 12 | n;
         let bits = bits(self.seed, frame.call, throw);
         let ask = Ask { place: situation.place, n, previous: frame.previous, bits };
         let delay = self.schedule.delay(&ask, delays).ok_or(Stop::Attempts)?;
@@ -766,16 +778,16 @@ impl Plan {
         }
         frame.ran |= started;
         // A call whose operation was never made adds no load by coming back: what it waits for is its first attempt.
-        if let Some(budget) = self.retry.budget.as_ref().filter(|_| frame.ran) {
+        if let Some(budget) = self.retry.budget.as_ref().filter(|_| frame.ran && !is_free) {
             if !budget.take(now) {
                 return Err(Stop::Budget);
             }
             frame.charged = true;
         }
-        if started {
+        if counts {
             frame.attempts += 1;
             frame.previous = delay.plain();
-        } else {
+        } else if !started {
             frame.refusals += 1;
         }
         Ok((frame, (wait > 0).then_some(at)))

@@ -62,7 +62,7 @@ use std::time::Duration;
 
 use crate::call::Call;
 use crate::error::{ConfigError, Faults, Name, Reason, Refusal};
-use crate::gate::{Entry, FastGate, Gate, IntoGate, Needs, Outcome, Pass, Ticket, Times};
+use crate::gate::{Entry, FastGate, Gate, IntoGate, Needs, Outcome, Pass, Ticket, Times, by_reference};
 use crate::guard::guarded;
 use crate::internal::queue::{DEFAULT_MAX_QUEUE, Key, LONGEST_QUEUE, Queue, Status, WakeList};
 use crate::internal::sync::{AcqRel, Acquire, AtomicU64, Mutex, MutexGuard, Relaxed, Release};
@@ -177,6 +177,7 @@ fn check_permits(faults: &mut Faults, permits: u32) {
     faults.check((1..=MOST_PERMITS).contains(&permits), "permits", &permits, "1 to 2147483647");
 }
 
+by_reference!(Semaphore);
 guarded!(Semaphore, "permit", "permits");
 
 impl Semaphore {

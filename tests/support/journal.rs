@@ -42,6 +42,7 @@ impl From<Outcome> for Heard {
             Outcome::Judged(verdict, _) => Self::Judged(verdict),
             Outcome::NotStarted => Self::NotStarted,
             Outcome::Abandoned(_) => Self::Abandoned,
+            outcome => unreachable!("no test here leads to {outcome:?}"),
         }
     }
 }
@@ -72,7 +73,7 @@ impl Journal {
 
     /// The events without what outcomes say of the time.
     pub fn kinds(&self) -> Vec<(Option<Heard>, Event)> {
-        let times = Times { started: Moment::NEVER, ended: Moment::NEVER };
+        let times = Times::new(Moment::NEVER, Moment::NEVER);
         let events = self.events().into_iter().map(|event| match event {
             Event::Left(name, outcome) => (Some(outcome.into()), Event::Left(name, Outcome::Abandoned(times))),
             event => (None, event),

@@ -188,6 +188,7 @@ impl Model {
             Outcome::NotStarted => made == 0,
             Outcome::Judged(Verdict::Success, _) => (made, well) == (1, 1),
             Outcome::Judged(..) | Outcome::Abandoned(_) => made == 1,
+            _ => false,
         };
         if !fine {
             known
