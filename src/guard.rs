@@ -288,7 +288,7 @@ macro_rules! guarded {
                 crate::guard::Guard::enter(self.clone(), 1)
             }
 
-            #[doc = concat!("Takes a ", $one, " if one is free and nobody waits.")]
+            #[doc = concat!("Takes a ", $one, " if one is free and no caller waits.")]
             ///
             /// # Errors
             ///
@@ -302,7 +302,7 @@ macro_rules! guarded {
         crate::guard::guarded!($gate, $one);
 
         impl $gate {
-            #[doc = concat!("Waits for so many ", $many, ", all at once.")]
+            #[doc = concat!("Waits for `cost` ", $many, ", all at once.")]
             ///
             /// # Errors
             ///
@@ -325,7 +325,7 @@ macro_rules! guarded {
                 crate::guard::Guard::enter(self.clone(), cost)
             }
 
-            #[doc = concat!("Takes so many ", $many, ", all or none, if they are free and nobody waits.")]
+            #[doc = concat!("Takes `cost` ", $many, ", all or none, if they are free and no caller waits.")]
             ///
             /// # Errors
             ///

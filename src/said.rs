@@ -1,4 +1,4 @@
-//! What is said about a call by whom it concerns: its caller, its policy, and the context of its task.
+//! Keys and cancellation sources attached to a call: by its caller, its policy, and the context of its task.
 
 use std::fmt;
 use std::future::Future;
@@ -106,7 +106,7 @@ impl fmt::Debug for Said {
     }
 }
 
-/// The own copy, to say more in.
+/// Makes the extras unique so that they can be changed.
 pub(crate) fn own(said: &mut Option<Arc<Said>>) -> &mut Said {
     Arc::make_mut(said.get_or_insert_default())
 }

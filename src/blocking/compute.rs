@@ -118,13 +118,13 @@ pub struct ComputeBuilder {
 }
 
 impl ComputeBuilder {
-    /// How many threads: as many as there are cores unless said, at most 4,096.
+    /// How many threads: as many as there are cores by default, at most 4,096.
     pub const fn threads(mut self, threads: u32) -> Self {
         self.threads = threads;
         self
     }
 
-    /// How many jobs may wait for a thread: 1,024 unless said, at most 16,777,216. With 0 a job that finds no thread
+    /// How many jobs may wait for a thread: 1,024 by default, at most 16,777,216. With 0 a job that finds no thread
     /// free is refused.
     ///
     /// ```
@@ -147,13 +147,13 @@ impl ComputeBuilder {
         self
     }
 
-    /// How long a job may wait for a thread: no limit unless said, at least a millisecond.
+    /// How long a job may wait for a thread: no limit by default, at least a millisecond.
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = Some(wait);
         self
     }
 
-    /// The name that refusals and threads carry: `compute` unless said.
+    /// The name that refusals and threads carry: `compute` by default.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Name::from(name.into());
         self

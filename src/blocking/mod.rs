@@ -134,7 +134,7 @@ pub use offload::Offload;
 
 const DEFAULT_THREADS: u32 = 32;
 const DEFAULT_QUEUE: u32 = 1024;
-/// Eight times what tokio has unless told otherwise.
+/// Eight times tokio's default.
 const MOST_THREADS: u32 = 4096;
 /// tokio's grain: less could not be told from no wait at all.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
@@ -176,14 +176,14 @@ pub struct BlockingBuilder {
 }
 
 impl BlockingBuilder {
-    /// How many jobs run at once: 32 unless said, at most 4,096. tokio gives it no more than its own
-    /// `max_blocking_threads`, 512 unless told otherwise, which it shares with all others.
+    /// How many jobs run at once: 32 by default, at most 4,096. tokio gives it no more than its own
+    /// `max_blocking_threads`, 512 by default, which it shares with all others.
     pub const fn threads(mut self, threads: u32) -> Self {
         self.threads = threads;
         self
     }
 
-    /// How many may wait: 1,024 unless said, at most 16,777,216. With 0 nobody waits.
+    /// How many may wait: 1,024 by default, at most 16,777,216. With 0 no caller waits.
     ///
     /// ```
     /// # use resile::{Blocking, Reason};
@@ -205,7 +205,7 @@ impl BlockingBuilder {
         self
     }
 
-    /// How long one may wait: no limit unless said, at least a millisecond.
+    /// How long one may wait: no limit by default, at least a millisecond.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -230,7 +230,7 @@ impl BlockingBuilder {
         self
     }
 
-    /// The name that refusals carry: `blocking` unless said.
+    /// The name that refusals carry: `blocking` by default.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Name::from(name.into());
         self

@@ -123,7 +123,7 @@ impl<T: Send + 'static, E: Send + 'static> Offload<T, E> {
 
 impl<T, E> Offload<T, E> {
     /// When the caller must be answered: a [`Duration`](std::time::Duration) from the first poll, an instant, or what
-    /// [`Attempt::deadline`](crate::Attempt::deadline) says. None unless said.
+    /// [`Attempt::deadline`](crate::Attempt::deadline) says. None by default.
     ///
     /// When it passes, the caller is told at once. A job that has not begun by then never does; one that runs is told
     /// by its flag. An answer that is there in the same poll wins.

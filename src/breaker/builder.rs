@@ -105,7 +105,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// Counts over the last stretch of time, 1 ms to 1 h: 10 s unless said.
+    /// Counts over the last stretch of time, 1 ms to 1 h: 10 s by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -125,7 +125,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// Counts over the last so many calls, 1 to 1,000,000, however old they are.
+    /// Counts over the last `calls` calls, 1 to 1,000,000, however old they are.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -145,8 +145,8 @@ impl BreakerBuilder {
         self
     }
 
-    /// Below so many calls in the window there is no rate, at least 1; not above the window of `over_calls`. Unless said
-    /// it is 20, or that window if it is shorter.
+    /// The fewest calls in the window for which there is a rate: at least 1, at most the window of `over_calls`. By default
+    /// 20, or that window if it is shorter.
     ///
     /// ```
     /// # use resile::{CircuitBreaker, State};
@@ -186,7 +186,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// Opens after so many failures in a row, at least 1. Without a `failure_rate` of its own the breaker has no other
+    /// Opens after this many failures in a row, at least 1. Without a `failure_rate` of its own the breaker has no other
     /// rule.
     ///
     /// ```
@@ -248,7 +248,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// How long it stays open the first time, 1 ms to 24 h: 500 ms unless said.
+    /// How long it stays open the first time, 1 ms to 24 h: 500 ms by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -286,7 +286,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// The longest period, up to 24 h: 5 s unless said. A shorter one than `open_for` counts as that.
+    /// The longest period, up to 24 h: 5 s by default. A shorter one than `open_for` counts as that.
     ///
     /// Without growth, for callers with a short deadline:
     ///
@@ -451,7 +451,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// Makes the open periods repeatable; random unless said.
+    /// Makes the open periods repeatable; random by default.
     ///
     /// ```
     /// # use resile::CircuitBreaker;
@@ -469,7 +469,7 @@ impl BreakerBuilder {
         self
     }
 
-    /// The name that refusals carry: `breaker` unless said.
+    /// The name that refusals carry: `breaker` by default.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Name::from(name.into());
         self

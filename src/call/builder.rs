@@ -93,7 +93,7 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
-    /// How many permits or tokens the call takes at each gate: 1 unless said. A cost of 0 takes no permits, and is refused
+    /// How many permits or tokens the call takes at each gate: 1 by default. A cost of 0 takes no permits, and is refused
     /// where tokens are counted.
     ///
     /// ```
@@ -111,7 +111,8 @@ impl<P: Steps, C> CallBuilder<P, C> {
         self
     }
 
-    /// How important the call is: as the [context](crate::context) says unless said, else [`Priority::Normal`].
+    /// How important the call is. By default it has the priority of its [context](crate::context), else
+    /// [`Priority::Normal`].
     ///
     /// For a gate of your own that sheds load:
     ///

@@ -39,7 +39,7 @@ impl DrainBuilder {
         Self { cancel_wait: DEFAULT_CANCEL_WAIT, max_names: DEFAULT_MAX_NAMES, name: Name::Static("drain") }
     }
 
-    /// How long those are waited for that did not end within the grace and were told to stop: 5 s unless said, at most a
+    /// How long those are waited for that did not end within the grace and were told to stop: 5 s by default, at most a
     /// day. With zero nobody is.
     ///
     /// ```
@@ -58,7 +58,7 @@ impl DrainBuilder {
         self
     }
 
-    /// How many names are kept at once: 4,096 unless said, at most 1,048,576.
+    /// How many names are kept at once: 4,096 by default, at most 1,048,576.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -76,7 +76,7 @@ impl DrainBuilder {
         self
     }
 
-    /// The name that refusals carry: `drain` unless said.
+    /// The name that refusals carry: `drain` by default.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Name::from(name.into());
         self

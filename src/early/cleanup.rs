@@ -83,7 +83,7 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
     ///
     /// The operation's closure then makes two things: a handle and the future. If the future is dropped before it is
     /// ready (the call was dropped or cancelled, a limit passed, it panicked), the cleanup gets the handle and an account
-    /// of what happened, and runs in a task of its own, whose [limit](CleanupBuilder::within) is 5 s unless said. If
+    /// of what happened, and runs in a task of its own, whose [limit](CleanupBuilder::within) is 5 s by default. If
     /// the future ends by itself, the handle is dropped and there is no cleanup. A retry makes a handle per attempt.
     ///
     /// A cleanup that panics or takes too long changes nothing about the call, which has ended by then; it is counted in
@@ -126,7 +126,7 @@ impl<P: Steps + Borrow<Policy>, C> CallBuilder<P, C> {
 }
 
 impl<P: Steps + Borrow<Policy>, C, H: Send + 'static> CleanupBuilder<P, C, H> {
-    /// How long the cleanup may take, after which it is dropped: 5 s unless said. With zero it is polled once.
+    /// How long the cleanup may take, after which it is dropped: 5 s by default. With zero it is polled once.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -32,7 +32,7 @@ impl Hash for Name {
     }
 }
 
-/// By what it says, wherever that lies.
+/// Compared by text.
 impl PartialEq for Name {
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()

@@ -123,26 +123,26 @@ pub struct FairBuilder<G> {
 }
 
 impl<G: Gate> FairBuilder<G> {
-    /// How many may stand in line: 16,384 unless said, at most 16,777,216.
+    /// How many may stand in line: 16,384 by default, at most 16,777,216.
     pub const fn max_queue(mut self, waiters: u32) -> Self {
         self.max_queue = waiters;
         self
     }
 
-    /// How many of one key may: 1,024 unless said.
+    /// How many of one key may: 1,024 by default.
     pub const fn max_queue_per_key(mut self, waiters: u32) -> Self {
         self.max_per_key = waiters;
         self
     }
 
-    /// How much of the limit a key gets beside others that wait: 1 unless said. It is asked with no lock held, for each
+    /// How much of the limit a key gets beside others that wait: 1 by default. It is asked with no lock held, for each
     /// call that has to wait.
     pub fn weights(mut self, weights: impl Fn(KeyRef<'_>) -> NonZeroU32 + Send + Sync + 'static) -> Self {
         self.weights = Some(Box::new(weights));
         self
     }
 
-    /// The name that refusals of the line carry: that of the limit unless said.
+    /// The name that refusals of the line carry: that of the limit by default.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Some(Name::from(name.into()));
         self

@@ -185,7 +185,7 @@ impl HealthBuilder {
         self
     }
 
-    /// How often the probe wakes: 500 ms unless said, 1 ms to an hour.
+    /// How often the probe wakes: 500 ms by default, 1 ms to an hour.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -213,7 +213,7 @@ impl HealthBuilder {
         self
     }
 
-    /// How many bad readings in a row flip a signal: 3 unless said, at most 1,000.
+    /// How many bad readings in a row flip a signal: 3 by default, at most 1,000.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -239,7 +239,7 @@ impl HealthBuilder {
         self
     }
 
-    /// How many good readings in a row flip it back: 6 unless said, at most 1,000.
+    /// How many good readings in a row flip it back: 6 by default, at most 1,000.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -266,7 +266,7 @@ impl HealthBuilder {
         self
     }
 
-    /// The lag of the event loop from which on the process is not ready: 100 ms unless said, at least 5 ms.
+    /// The lag of the event loop from which on the process is not ready: 100 ms by default, at least 5 ms.
     /// [`Duration::MAX`] turns it off.
     ///
     /// ```
@@ -288,7 +288,7 @@ impl HealthBuilder {
         self
     }
 
-    /// The lag from which on the process is not alive: 10 s unless said, at least 5 ms. [`Duration::MAX`] turns it off.
+    /// The lag from which on the process is not alive: 10 s by default, at least 5 ms. [`Duration::MAX`] turns it off.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -18,7 +18,7 @@ use std::task::Waker;
 
 use super::time::Moment;
 
-/// How many may stand in a queue unless told otherwise.
+/// How many may stand in a queue by default.
 ///
 /// A bound of memory (about a megabyte when full), not of patience: nobody should wait behind sixteen thousand others,
 /// and a queue's own `max_queue` says how many are worth keeping.

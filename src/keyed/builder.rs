@@ -13,7 +13,7 @@ use crate::error::{ConfigError, Faults, Name};
 use crate::gate::IntoGate;
 use crate::internal::sync::{AtomicU64, Mutex};
 
-/// How many keys a table holds unless told otherwise.
+/// How many keys a table holds by default.
 pub const DEFAULT_CAPACITY: u32 = 65_536;
 /// The most keys that a table can hold.
 pub const MOST_KEYS: u32 = 1 << 28;
@@ -38,7 +38,7 @@ impl<G: PerKey> KeyedBuilder<G> {
         Self { by, plan, plans: None, overflow: None, capacity: DEFAULT_CAPACITY, name: None }
     }
 
-    /// How many keys it holds at most, 1 to 268,435,456: 65,536 unless said. Choose more than can be busy at the same
+    /// How many keys it holds at most, 1 to 268,435,456: 65,536 by default. Choose more than can be busy at the same
     /// time: keys that have been idle for long enough make room for others.
     pub const fn capacity(mut self, keys: u32) -> Self {
         self.capacity = keys;
@@ -60,7 +60,7 @@ impl<G: PerKey> KeyedBuilder<G> {
         self
     }
 
-    /// The name that refusals carry: that of the key unless said.
+    /// The name that refusals carry: that of the key by default.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Some(Name::from(name.into()));
         self

@@ -14,7 +14,7 @@ use crate::gate::{Entry, Pass, Ticket};
 use crate::internal::sync::{AtomicU64, Mutex, MutexGuard, Relaxed};
 use crate::internal::time::Moment;
 
-/// How often a call starts anew because others changed the table while it had let go of the lock.
+/// Maximum retries after losing a race.
 const ROUNDS: u32 = 8;
 
 pub(super) type Assign<G> = Box<dyn Fn(KeyRef<'_>) -> Option<Plan<G>> + Send + Sync>;

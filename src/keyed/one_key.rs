@@ -101,7 +101,7 @@ impl<G: PerKey> OneKey<G> {
 }
 
 impl<G: Limiter> OneKey<G> {
-    /// Takes so many tokens; see [`Keyed::try_take`].
+    /// Takes `tokens` tokens; see [`Keyed::try_take`].
     ///
     /// # Errors
     ///

@@ -16,7 +16,7 @@ pub(super) const STEPS: u32 = 64;
 pub(super) const ASKED: usize = 8;
 
 impl<G: PerKey> Shared<G> {
-    /// Looks at about so many entries, some of each part in turn, and gives up those that are as good as new.
+    /// Checks about `entries` entries, some of each shard in turn, and evicts those in their default state.
     pub(super) fn sweep(&self, entries: u32) -> u32 {
         let now = Moment::now();
         let at_once = if G::IN_A_WORD { STEPS } else { ASKED as u32 };

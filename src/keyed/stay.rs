@@ -1,4 +1,4 @@
-//! What is in the hands of callers, on its way back.
+//! Passes and tickets being returned.
 //!
 //! A pass of an entry whose state is a word is the moment of its taking, the cost and the slot. Every other pass or
 //! ticket, two words of an inner gate, is kept in the shard as a stay, and what the caller holds is the number of the

@@ -122,7 +122,7 @@ impl LayersBuilder {
         self
     }
 
-    /// The name in a drawn policy: `layers` unless said.
+    /// The name in a drawn policy: `layers` by default.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Name::from(name.into());
         self

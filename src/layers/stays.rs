@@ -33,7 +33,7 @@ struct Stripe {
     /// How many places there are, and which was claimed last: for the owner only.
     size: AtomicU64,
     last: AtomicU64,
-    /// Who holds it is the owner of what no thread owns.
+    /// Locks the shared stripe.
     owner: Mutex<()>,
 }
 

@@ -85,7 +85,7 @@ pub struct TokenBucketBuilder {
 limiter!(TokenBucket, TokenBucketBuilder, u32);
 
 impl TokenBucketBuilder {
-    /// How many tokens a full bucket holds, at least 1: a tenth of a second's unless said.
+    /// How many tokens a full bucket holds, at least 1: a tenth of a second's by default.
     ///
     /// ```
     /// # use resile::TokenBucket;
@@ -172,7 +172,7 @@ fn check(faults: &mut Faults, rate: Rate, burst: u32) -> Pace {
 }
 
 impl TokenBucket {
-    /// Begins a bucket that gains so many tokens a second, 1 to 10^9.
+    /// Begins a bucket that gains `tokens` a second, 1 to 10^9.
     pub const fn per_second(tokens: u64) -> TokenBucketBuilder {
         Self::at(Rate::per_second(tokens))
     }

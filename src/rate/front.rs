@@ -128,7 +128,7 @@ pub struct QuotaPolicy {
     pub quota: u64,
     /// `w`: the length of the window in seconds, at least 1.
     pub window: u64,
-    /// `qu`: what is counted, requests unless said; the draft also knows `content-bytes`.
+    /// `qu`: what is counted, requests by default; the draft also knows `content-bytes`.
     pub unit: Option<Cow<'static, str>>,
     /// `pk`: whose quota it is, in any bytes.
     pub partition: Option<Cow<'static, [u8]>>,

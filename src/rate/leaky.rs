@@ -10,7 +10,7 @@ use super::word::{Book, Word};
 use crate::error::{ConfigError, Faults, Name};
 use crate::internal::time::Moment;
 
-/// How many may wait unless told otherwise. The last of them waits ten seconds at a hundred a second.
+/// How many may wait by default. The last of them waits ten seconds at a hundred a second.
 const DEFAULT_DEPTH: u32 = 1024;
 
 /// So many calls per second, evenly spaced, without any burst: who comes too early waits in a queue of bounded depth.
@@ -87,7 +87,7 @@ fn check(faults: &mut Faults, rate: Rate) -> Pace {
 }
 
 impl LeakyBucket {
-    /// Begins a bucket that lets so many out a second, 1 to 10^9.
+    /// Begins a bucket that lets `calls` out a second, 1 to 10^9.
     pub const fn per_second(calls: u64) -> LeakyBucketBuilder {
         Self::at(Rate::per_second(calls))
     }

@@ -85,7 +85,7 @@ pub struct QuotaBuilder {
 limiter!(Quota, QuotaBuilder, u64);
 
 impl QuotaBuilder {
-    /// How many of those that a window leaves over are added to the next one, at most: none unless said. They add up
+    /// How many of those that a window leaves over are added to the next one, at most: none by default. They add up
     /// over idle windows, never to more than this. A burst at a boundary can be so much larger. Only for windows of the
     /// calendar: from first use nothing is left of a window that nobody began.
     ///
@@ -105,7 +105,7 @@ impl QuotaBuilder {
         self
     }
 
-    /// How far ahead of UTC the clock is by whose calendar the windows begin, up to 18 hours: not at all unless said.
+    /// How far ahead of UTC the clock is by whose calendar the windows begin, up to 18 hours: not at all by default.
     /// Only for windows of the calendar.
     pub fn east_of_utc(mut self, offset: Duration) -> Self {
         self.east = east(offset);

@@ -732,7 +732,7 @@ macro_rules! limiter {
         }
 
         impl $builder {
-            /// How many may wait, at most 16,777,216. With 0 nobody waits.
+            /// How many may wait, at most 16,777,216. With 0 no caller waits.
             ///
             /// At a token bucket, and the same at every limiter:
             ///
@@ -751,7 +751,7 @@ macro_rules! limiter {
                 self
             }
 
-            /// How long one may wait: who would wait longer is refused at once. No limit unless said.
+            /// How long one may wait: who would wait longer is refused at once. No limit by default.
             ///
             /// At a token bucket, and the same at every limiter:
             ///
@@ -782,7 +782,7 @@ macro_rules! limiter {
         }
 
         impl $gate {
-            /// Takes so many tokens if they are there and nobody waits; else changes nothing.
+            /// Takes `tokens` tokens if they are there and no caller waits; otherwise changes nothing.
             ///
             /// # Errors
             ///

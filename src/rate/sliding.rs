@@ -10,7 +10,7 @@ use super::window::Counting;
 use crate::error::{ConfigError, Faults, Name};
 use crate::internal::time::Moment;
 
-/// How many may wait at a window unless told otherwise: a newcomer is told its time by playing the queue forward.
+/// How many may wait at a window by default: a newcomer is told its time by playing the queue forward.
 pub(super) const DEFAULT_WINDOW_QUEUE: u32 = 1024;
 /// Up to this limit every call can be remembered: a megabyte.
 const LONGEST_LOG: u32 = 65_536;

@@ -47,7 +47,7 @@ impl Log {
         (self.sum + cost).saturating_sub(self.limit)
     }
 
-    /// When so many of those that count no longer will; there are as many.
+    /// When `units` of the counted total will have expired. The total is at least that.
     fn gone(&self, units: u64) -> Moment {
         let mut left = units;
         let last = self.taken.iter().find(|(_, taken)| {

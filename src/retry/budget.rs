@@ -74,7 +74,7 @@ pub struct RatioBuilder {
 }
 
 impl RatioBuilder {
-    /// How many retries a second are allowed whatever the traffic: 10 unless said, at most 1,000,000. What the reserve
+    /// How many retries a second are allowed whatever the traffic: 10 by default, at most 1,000,000. What the reserve
     /// gives over one expiry can be spent at once.
     ///
     /// ```
@@ -91,7 +91,7 @@ impl RatioBuilder {
         self
     }
 
-    /// How long a call goes on paying, and a retry goes on counting: 10 s unless said, 1 ms to 1 h.
+    /// How long a call goes on paying, and a retry goes on counting: 10 s by default, 1 ms to 1 h.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -143,7 +143,7 @@ pub struct ShareBuilder {
 }
 
 impl ShareBuilder {
-    /// How many retries may be in flight whatever the traffic: 3 unless said, so that a quiet service can retry at all.
+    /// How many retries may be in flight whatever the traffic: 3 by default, so that a quiet service can retry at all.
     ///
     /// ```
     /// # use resile::RetryBudget;

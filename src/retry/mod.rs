@@ -13,7 +13,7 @@
 //! | what an attempt takes at least | [`min_attempt`](Retry::min_attempt) | 0 | what can't end in time is work for nobody |
 //! | retries of all calls together | [`budget`](Retry::budget) | none | see [`RetryBudget`] |
 //!
-//! Which results are tried again is the judge's business ([`Classify`](crate::Classify)): `Err` unless told otherwise,
+//! Which results are tried again is the judge's business ([`Classify`](crate::Classify)): `Err` by default,
 //! and a bad `Ok` if the judge says so. When attempts end on such an `Ok`, the caller is handed that `Ok`, and no
 //! [`Stop`]: there is no error that could carry it. A caller who wants to know makes it an `Err` in the operation.
 //!
@@ -195,7 +195,7 @@ impl Retry {
         Self::of(Curve::Constant(0), Jitter::None)
     }
 
-    /// The same delay before each retry, without jitter unless asked.
+    /// The same delay before each retry, without jitter by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -212,7 +212,7 @@ impl Retry {
         Self::of(Curve::Constant(nanos(delay)), Jitter::None)
     }
 
-    /// Delays of `first`, twice, three times that, and so on, without jitter unless asked.
+    /// Delays of `first`, twice, three times that, and so on, without jitter by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -229,7 +229,7 @@ impl Retry {
         Self::of(Curve::Linear(nanos(first)), Jitter::None)
     }
 
-    /// Delays that double from `first` on, with full jitter unless told otherwise.
+    /// Delays that double from `first` on, with full jitter by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -247,7 +247,7 @@ impl Retry {
         Self::of(Curve::Exponential { first: nanos(first), factor: 2.0 }, Jitter::Full)
     }
 
-    /// Delays of `first` times 1, 1, 2, 3, 5, 8 and so on, without jitter unless asked.
+    /// Delays of `first` times 1, 1, 2, 3, 5, 8 and so on, without jitter by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -264,7 +264,7 @@ impl Retry {
         Self::of(Curve::Fibonacci(nanos(first)), Jitter::None)
     }
 
-    /// Delays of your own, without jitter unless asked; see [`Backoff`].
+    /// Delays of your own, without jitter by default; see [`Backoff`].
     ///
     /// ```
     /// # use std::time::Duration;
@@ -283,7 +283,7 @@ impl Retry {
         Self::of(Curve::Own(Arc::new(backoff)), Jitter::None)
     }
 
-    /// By how much an exponential delay grows each time: 2 unless said, 1 to 100. Other strategies ignore it.
+    /// By how much an exponential delay grows each time: 2 by default, 1 to 100. Other strategies ignore it.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -344,7 +344,7 @@ impl Retry {
         self
     }
 
-    /// How many attempts a call gets, the first one included: 3 unless said, 1 to 1000. What a gate refused was none.
+    /// How many attempts a call gets, the first one included: 3 by default, 1 to 1000. What a gate refused was none.
     ///
     /// ```
     /// # use resile::{Policy, Retry, Stop};
@@ -379,7 +379,7 @@ impl Retry {
         self
     }
 
-    /// The longest hint that is honoured: 60 s unless said, at most a day. A longer one is cut to this.
+    /// The longest hint that is honoured: 60 s by default, at most a day. A longer one is cut to this.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -402,7 +402,7 @@ impl Retry {
         self
     }
 
-    /// How long an attempt takes at least: 0 unless said. One that would have less before the deadline is not made, be it
+    /// How long an attempt takes at least: 0 by default. One that would have less before the deadline is not made, be it
     /// after a delay (the call ends with what it had) or after a wait in a queue (it is refused as [`Reason::TooLate`](crate::Reason::TooLate)).
     ///
     /// A peer that is behind then works for nobody who has gone before the answer comes. The limit of one attempt is a
@@ -424,7 +424,7 @@ impl Retry {
         self
     }
 
-    /// What to do when a gate inside of the retry refuses: [`OnRefusal::Stop`] unless said.
+    /// What to do when a gate inside of the retry refuses: [`OnRefusal::Stop`] by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -471,7 +471,7 @@ impl Retry {
 
     /// Makes the jitter repeatable: the n-th call that retries has the same delays in every run.
     ///
-    /// Unless said, the seed is random. Each call has a sequence of its own either way.
+    /// By default the seed is random. Each call has a sequence of its own either way.
     ///
     /// ```
     /// # use std::time::Duration;

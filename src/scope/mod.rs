@@ -117,7 +117,7 @@ use child::{Child, Link, Waiting};
 pub use end::{ChildEnd, ChildPanic, ScopeEnd};
 pub use map::Mapped;
 
-/// How long a child that was to be dropped may take to be gone, unless said.
+/// How long a child that was to be dropped may take to be gone, by default.
 const DEFAULT_STUCK_AFTER: Duration = Duration::from_secs(1);
 
 /// A group of tasks that end together; see the [module](self).
@@ -172,7 +172,7 @@ impl<T, E> Scope<T, E> {
         self
     }
 
-    /// How long children that are cancelled may go on, to end in their own way: zero unless said, so that they are dropped
+    /// How long children that are cancelled may go on, to end in their own way: zero by default, so that they are dropped
     /// at once. It counts from when a child hears of it, also after the deadline.
     ///
     /// ```
@@ -218,7 +218,7 @@ impl<T, E> Scope<T, E> {
         self
     }
 
-    /// How long to wait for a child that was to be dropped and does not come to an await: one second unless said.
+    /// How long to wait for a child that was to be dropped and does not come to an await: one second by default.
     pub const fn stuck_after(mut self, wait: Duration) -> Self {
         self.stuck_after = wait;
         self

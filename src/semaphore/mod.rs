@@ -102,7 +102,7 @@ pub struct SemaphoreBuilder {
 }
 
 impl SemaphoreBuilder {
-    /// How many may wait: 16,384 unless said, at most 16,777,216. With 0 nobody waits.
+    /// How many may wait: 16,384 by default, at most 16,777,216. With 0 no caller waits.
     ///
     /// ```
     /// # use resile::{Reason, Semaphore};
@@ -119,7 +119,7 @@ impl SemaphoreBuilder {
         self
     }
 
-    /// How long one may wait: no limit unless said.
+    /// How long one may wait: no limit by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -138,7 +138,7 @@ impl SemaphoreBuilder {
         self
     }
 
-    /// The name that refusals carry: `semaphore` unless said.
+    /// The name that refusals carry: `semaphore` by default.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Name::from(name.into());
         self
@@ -181,7 +181,7 @@ by_reference!(Semaphore);
 guarded!(Semaphore, "permit", "permits");
 
 impl Semaphore {
-    /// Begins a semaphore with so many permits, 1 to 2,147,483,647.
+    /// Begins a semaphore with this many permits, 1 to 2,147,483,647.
     pub const fn permits(permits: u32) -> SemaphoreBuilder {
         SemaphoreBuilder { permits, max_queue: DEFAULT_MAX_QUEUE, max_wait: None, name: Name::Static("semaphore") }
     }
@@ -251,7 +251,7 @@ impl Semaphore {
     /// Changes the limit while in use.
     ///
     /// Raised, it serves the queue at once. Lowered, it takes nothing away: no permit is granted until enough have come
-    /// back. A waiter that asks for more than the new limit is refused on reaching the head of the queue. If the limit is
+    /// back. A request above the new limit is refused when it reaches the head of the queue. If the limit is
     /// raised again before that waiter has noticed, it has its old place and its `max_wait`. A closed semaphore stays closed.
     ///
     /// # Errors
@@ -351,8 +351,7 @@ impl Semaphore {
         Entry::Refused(Refusal::by(self.0.name.clone(), reason))
     }
 
-    /// Not at once. Who may wait comes back with a waker in the same poll, and then takes its place and leaves the waker
-    /// under one lock.
+    /// Slow path: returns a ticket. `poll_wait` comes in the same poll and enqueues it with the waker under one lock.
     #[cold]
     fn enter_later(&self, call: &Call) -> Entry {
         let reason = match never(self.read(), call.cost()) {

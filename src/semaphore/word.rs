@@ -51,7 +51,7 @@ impl Word {
         self.0 & WAITERS != 0
     }
 
-    /// The word with so many more in use, if they are free.
+    /// The word with `permits` more in use, if they are free.
     pub(crate) const fn take(self, permits: u32) -> Option<Self> {
         // Two fields below 2^31 don't overflow a u64's half.
         if self.in_use() as u64 + permits as u64 <= self.limit() as u64 {
