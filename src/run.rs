@@ -163,15 +163,15 @@ where
     }
 }
 
-impl<P, O, F, E> Core<P, O, F, E>
+impl<P, O, F, T, E> Core<P, O, F, E>
 where
     P: Steps,
+    O: Make<F>,
+    F: Future<Output = Result<T, E>>,
 {
     #[inline]
-    fn poll<C, T>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
+    fn poll<C>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
     where
-        O: Make<F>,
-        F: Future<Output = Result<T, E>>,
         C: Classify<T, E>,
     {
         let bare = self.policy.pipeline().outline.bare && self.lane.is_bare();
@@ -180,10 +180,8 @@ where
 
     /// No steps, no deadline, no token: there is only the operation.
     #[inline]
-    fn poll_bare<C, T>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
+    fn poll_bare<C>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
     where
-        O: Make<F>,
-        F: Future<Output = Result<T, E>>,
         C: Classify<T, E>,
     {
         let mut this = self.project();
@@ -207,10 +205,8 @@ where
 
     /// In through the steps, the operation, and out again, as often as a retry asks.
     #[inline(never)]
-    fn poll_lane<C, T>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
+    fn poll_lane<C>(self: Pin<&mut Self>, judge: &C, cx: &mut Context<'_>) -> Poll<Result<T, Error<E>>>
     where
-        O: Make<F>,
-        F: Future<Output = Result<T, E>>,
         C: Classify<T, E>,
     {
         let mut this = self.project();

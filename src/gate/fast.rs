@@ -8,7 +8,7 @@ use crate::verdict::Verdict;
 pub(crate) trait FastGate: Gate {
     /// Whether the gate records operations that went well. A gate that does not is skipped on the way out.
     const RECORDS_SUCCESS: bool = true;
-    /// Whether a pass can become invalid during a wait: the gate has a `revalidate` of its own.
+    /// Whether a pass can become invalid during a wait: the gate has a [`still`](Gate::still) of its own.
     const REVALIDATES: bool = false;
 
     /// Admits the call if that takes no wait, no lock and no user code. `None` leaves the decision to [`Gate::enter`].

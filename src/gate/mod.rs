@@ -315,7 +315,6 @@ pub enum Needs {
     Elapsed,
 }
 
-/// Shared gates are gates.
 /// A pointer to a gate is that gate.
 macro_rules! pointer {
     ($pointer:ident) => {

@@ -67,7 +67,7 @@ impl Times {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use resile::{CircuitBreaker, Gate, Moment, Outcome, Pass, Times, Verdict};
+    /// # use resile::{Moment, Times};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
     /// let started = Moment::now();

@@ -125,26 +125,20 @@ pub(crate) trait Framed {
     fn from_words(words: [u64; 2]) -> Self;
 }
 
-impl Framed for Pass {
-    #[inline]
-    fn to_words(self) -> [u64; 2] {
-        self.0
-    }
+macro_rules! framed {
+    ($($name:ident),+) => {$(
+        impl Framed for $name {
+            #[inline]
+            fn to_words(self) -> [u64; 2] {
+                self.0
+            }
 
-    #[inline]
-    fn from_words(words: [u64; 2]) -> Self {
-        Self(words)
-    }
+            #[inline]
+            fn from_words(words: [u64; 2]) -> Self {
+                Self(words)
+            }
+        }
+    )+};
 }
 
-impl Framed for Ticket {
-    #[inline]
-    fn to_words(self) -> [u64; 2] {
-        self.0
-    }
-
-    #[inline]
-    fn from_words(words: [u64; 2]) -> Self {
-        Self(words)
-    }
-}
+framed!(Pass, Ticket);

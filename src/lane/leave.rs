@@ -98,7 +98,8 @@ impl Lane {
     }
 
     /// Leaves the steps from the innermost outwards, each with the outcome. Stops at a retry that is to be asked. This is
-    /// the one loop in which passes go back, compiled once for each manner.
+    /// the one place where passes go back, compiled once for each manner: a call that went well visits only the steps of
+    /// the mask, any other one visits all.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured: a call that goes well visits only what the mask says")]
     fn leave_steps<'a>(

@@ -344,7 +344,8 @@ impl Retry {
         self
     }
 
-    /// How many attempts a call gets, the first one included: 3 by default, 1 to 1000. What a gate refused was none.
+    /// How many attempts a call gets, the first one included: 3 by default, 1 to 1000. What a gate refused was none,
+    /// nor were the first three that were [not sent](Verdict::NotSent).
     ///
     /// ```
     /// # use resile::{Policy, Retry, Stop};
@@ -673,8 +674,8 @@ impl Plan {
         Frame::FIRST
     }
 
-    #[inline]
     /// How much time an attempt is to have at least, in nanoseconds.
+    #[inline]
     pub(crate) fn min_attempt(&self) -> u64 {
         self.min_attempt
     }
@@ -751,7 +752,8 @@ impl Plan {
         let started = situation.started;
         // An attempt that is not counted is not charged either.
         let counts = started && !is_free;
-        if frame.attempts == 1 && frame.refusals == 0 && frame.unsent <= u8::from(is_free) {
+        // The first time that this call is repeated; a free attempt has been noted already.
+        if frame.attempts == 1 && frame.refusals == 0 && frame.unsent == u8::from(is_free) {
             frame.call = self.calls.fetch_add(1, Ordering::Relaxed);
         }
         // A refused attempt was none: the delay before it comes again, with other dice.
